@@ -1,0 +1,1 @@
+"""The control plane: watches configuration, issues identities, pushes xDS."""

@@ -1,0 +1,1 @@
+"""What sidecar and control plane share: SPIFFE ids, names, the signing RPC. Nothing else."""

@@ -1,0 +1,42 @@
+"""Names that both halves of the mesh must agree on: ports, annotations, headers, resource names."""
+
+from __future__ import annotations
+
+GROUP = "mesh.pilotfish.dev"
+
+SERVICE_ACCOUNT_ANNOTATION = f"{GROUP}/service-account"
+"""On an EndpointSlice without Pods behind it: the account that its endpoints run as. An endpoint
+with an account has a sidecar and is reached over mTLS; one without is outside the mesh."""
+
+DEFAULT_TRUST_DOMAIN = "cluster.local"
+CLUSTER_DOMAIN = "cluster.local"
+
+XDS_PORT = 15010
+"""Control plane: ADS and the signing RPC, gRPC over TLS."""
+STATUS_PORT = 15014
+"""Control plane: status page, metrics, readiness, plain HTTP."""
+ADMIN_PORT = 15000
+"""Sidecar: admin, plain HTTP."""
+OUTBOUND_PORT = 15001
+"""Sidecar: outbound listener for HTTP_PROXY, CONNECT and HTTP/2 prior knowledge."""
+
+MESH_ALPN = "pilotfish-h2"
+"""Offered before `h2` between sidecars: tells mesh TLS from an application's own on a shared port."""
+
+CA_AUDIENCE = "mesh-ca"
+"""Audience of the tokens that workloads present to the control plane."""
+CERTIFICATE_PROVIDER = "mesh"
+"""`instance_name` that xDS resources use for the workload's own identity (gRFC A29)."""
+CA_PROVIDER_TYPE = f"{GROUP}/CaProvider"
+"""TypedStruct type URL of the bootstrap's certificate provider that signs through the control plane."""
+
+
+def inbound_port(application_port: int) -> int:
+    """The port where a sidecar that captures nothing listens for `application_port`: 10,000 above it
+    (below it where that would leave the range), beside the application on the same address."""
+    return application_port + 10000 if application_port <= 55535 else application_port - 10000
+
+
+def inbound_listener_name(address: str, application_port: int) -> str:
+    """Name of the Listener resource for one application port of the workload at `address`."""
+    return f"inbound|{address}|{application_port}"
