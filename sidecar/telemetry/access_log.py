@@ -25,7 +25,7 @@ CallLater = Callable[[float, Callable[[], None]], object]
 
 
 class AccessRecord(NamedTuple):
-    """What one request was. Bytes come from the wire and are escaped; flags are Envoy's response flags."""
+    """What one request was, or one TCP connection. Bytes come from the wire and are escaped."""
 
     start: float
     """Unix time in seconds."""
@@ -38,25 +38,27 @@ class AccessRecord(NamedTuple):
     """HTTP/1.0, HTTP/1.1, HTTP/2 or TCP."""
     status: int
     """0: the caller left before there was an answer."""
-    grpc_status: int | None
-    flags: str
-    """Comma-separated: UH no healthy endpoint, UF connect failure, UC upstream closed, UR upstream reset,
-    UO circuit breaker, URX retries used up, UT timeout, DC caller left, NR no route, LR local reset,
-    UMSDR maximum duration. Empty: nothing went wrong here."""
-    details: str
-    """The same in words; empty when there is nothing to say."""
-    duration: float
+    grpc_status: int | None = None
+    flags: str = ""
+    """Envoy's response flags, comma-separated: UH no healthy endpoint, UF connect failure, UC upstream
+    closed, UR upstream reset, UO circuit breaker, URX retries used up, UT timeout, DC caller left, NR no
+    route, LR local reset, UMSDR maximum duration. Empty: nothing went wrong here."""
+    details: str = ""
+    """The same in words."""
+    duration: float = 0.0
     """Seconds."""
-    bytes_received: int
-    bytes_sent: int
-    upstream: str
-    """Address of the last endpoint tried; empty: none was."""
-    attempts: int
-    route: str
-    cluster: str
-    peer: str
+    bytes_in: int = 0
+    """Body bytes from the caller."""
+    bytes_out: int = 0
+    """Body bytes to the caller."""
+    upstream: str = ""
+    """The last endpoint tried; empty: none was."""
+    attempts: int = 0
+    route: str = ""
+    cluster: str = ""
+    peer: str = ""
     """The other sidecar's SPIFFE id; empty outside the mesh."""
-    trace_id: bytes
+    trace_id: bytes = b""
 
 
 class AccessLog:
@@ -126,7 +128,7 @@ class AccessLog:
             f'"path":{_text(r.path)},"authority":{_text(r.authority)},"protocol":"{r.protocol}",'
             f'"status":{r.status},"grpc_status":{grpc_status},"flags":"{r.flags}",'
             f'"details":{encode_basestring_ascii(r.details)},"duration_ms":{r.duration * 1000:.3f},'
-            f'"bytes_received":{r.bytes_received},"bytes_sent":{r.bytes_sent},'
+            f'"bytes_in":{r.bytes_in},"bytes_out":{r.bytes_out},'
             f'"upstream":{encode_basestring_ascii(r.upstream)},"attempts":{r.attempts},'
             f'"route":{encode_basestring_ascii(r.route)},"cluster":{encode_basestring_ascii(r.cluster)},'
             f'"peer":{encode_basestring_ascii(r.peer)},"trace_id":"{r.trace_id.decode("ascii")}"}}\n'

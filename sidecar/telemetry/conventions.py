@@ -6,6 +6,8 @@ leave in a span: they carry secrets, and `url.path` is defined without them.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from sidecar.telemetry.stats import GRPC_FAILURES
 from sidecar.telemetry.tracing import (
     KIND_SERVER,
@@ -51,7 +53,10 @@ def request_attributes(
     user_agent: bytes | None,
     grpc: bool,
 ) -> tuple[Attribute, ...]:
-    """What is known when the request's head is there. `protocol_version` is "1.1" or "2"."""
+    """What is known when the request's head is there. `protocol_version` is "1.1" or "2".
+
+    The answer depends on nothing that changes between equal heads: it may be kept in the head's memo.
+    """
     host, port = _host_port(authority, scheme)
     bare_path = path.partition(b"?")[0]
     attributes: list[Attribute] = [
@@ -74,6 +79,7 @@ def request_attributes(
     return tuple(attributes)
 
 
+@lru_cache(maxsize=1024)
 def result_attributes(
     status: int,
     grpc_status: int | None,

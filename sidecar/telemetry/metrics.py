@@ -16,6 +16,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from sidecar.telemetry.prometheus import Family, labels, render, render_histogram
 from sidecar.telemetry.stats import ClusterStats, EndpointStats, ListenerStats, RouteStats, code_name
 
+__all__ = ["ClusterStats", "EndpointStats", "ListenerStats", "Metrics", "RouteStats"]
+
 OVERFLOW = "overflow"
 
 Collector = Callable[[], Iterable[Family]]

@@ -8,13 +8,13 @@ recommendation, and level 2 for the random flag and tracestate keys).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import Any, NamedTuple, Protocol
 
 from sidecar.telemetry.w3c import Field, is_trace_field, traceparent_of, tracestate_of
 
-AttributeValue = str | bytes | bool | int | float
+AttributeValue = str | bytes | int
 """bytes are decoded (and escaped where they are not UTF-8) when the span is exported."""
 Attribute = tuple[str, AttributeValue]
 
@@ -26,14 +26,6 @@ STATUS_UNSET, STATUS_OK, STATUS_ERROR = 0, 1, 2
 BATCH = 512
 _MEMO_KEY = "trace context fields"
 _MASK_64 = 2**64 - 1
-
-
-class RequestFields(Protocol):
-    """The part of a request's head that tracing reads: `RequestHead` has it."""
-
-    fields: tuple[Field, ...]
-    fresh: tuple[Field, ...]
-    memo: dict[Any, Any]
 
 
 class Sampling(Protocol):
@@ -215,18 +207,22 @@ class Tracer:
         self.sink = sink
         self.now_ns = now_ns
 
-    def start(self, head: RequestFields) -> TraceContext:
-        """The context of a request that arrived with these fields."""
-        memo = head.memo
-        steady = memo.get(_MEMO_KEY)
+    def start(
+        self, fields: Iterable[Field], fresh: Iterable[Field], memo: dict[Any, Any] | None = None
+    ) -> TraceContext:
+        """The context of a request that arrived with these fields (`RequestHead.fields` and `fresh`).
+
+        With the head's `memo`, `fields` are searched once for all requests that share it.
+        """
+        steady: tuple[Field, ...] | None = None if memo is None else memo.get(_MEMO_KEY)
         if steady is None:
-            steady = memo[_MEMO_KEY] = tuple(filter(is_trace_field, head.fields))
-        incoming: tuple[Field, ...] = steady
-        if head.fresh:
-            for field in head.fresh:
-                name = field[0]
-                if name == b"traceparent" or name == b"tracestate":
-                    incoming += (field,)
+            steady = tuple(filter(is_trace_field, fields))
+            if memo is not None:
+                memo[_MEMO_KEY] = steady
+        incoming = steady
+        for field in fresh:
+            if field[0] == b"traceparent" or field[0] == b"tracestate":
+                incoming += (field,)
         if incoming:
             parent = traceparent_of(incoming)
             if parent is not None:
