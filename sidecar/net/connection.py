@@ -1,0 +1,613 @@
+"""Drives a codec over one TCP connection, with or without TLS.
+
+Listeners make server-side connections, `connect` client-side ones. Bytes go socket → `TlsSession` →
+`Codec.receive`, and once a loop turn `Codec.take_output` → `TlsSession` → socket. On this path there are
+no tasks and no futures. Nothing here may know what a codec's bytes mean.
+
+Longer than most files because the life of a socket (handshake, half-close, lingering close, back-pressure
+both ways) is one state machine that reads badly in pieces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from typing import Protocol, cast
+
+from sidecar.net.handshakes import handshake_queue
+from sidecar.net.peer import PeerInfo, read_certificate
+from sidecar.net.sockets import Address
+from sidecar.net.tls import TlsError, TlsParameters, TlsSession
+from sidecar.protocol.events import Codec
+
+__all__ = ["ConnectError", "Connection", "ConnectionOwner", "PeerInfo", "connect"]
+
+HANDSHAKE_TIMEOUT = 10.0
+MAX_UNREAD = 65536
+"""Bytes kept for a codec that is not set yet; past it the socket is not read."""
+LINGER_INTERVAL = 1.0
+"""How long a closed connection waits for the peer's FIN, so that closing over unread input does not
+destroy the last answer by a reset (RFC 9112 section 9.6); and how often it looks for progress before."""
+MAX_STALLS = 10
+"""Intervals without progress after which output that a closed connection still holds is given up."""
+
+_NOBODY = PeerInfo(("", 0), ("", 0))
+_RST_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds
+
+
+class ConnectError(Exception):
+    """`connect` failed. `stage`: dns, tcp, tls or timeout; `reason` names the address."""
+
+    def __init__(self, reason: str, stage: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.stage = stage
+
+
+class ConnectionOwner(Protocol):
+    """Told what happens before a codec is set."""
+
+    def on_secured(self, conn: Connection) -> None:
+        """TCP, and TLS if any, is up and `conn.peer` is filled. After `start_tls` it comes a second time."""
+
+    def on_unread(self, conn: Connection, data: bytes) -> None:
+        """Bytes have come and no codec is set; `data` is all of them so far."""
+
+    def on_lost(self, conn: Connection, reason: str) -> None:
+        """The connection ended without a codec. Not called when `connect` raises instead."""
+
+
+class HalfClosing(Protocol):
+    """A codec of opaque TCP: with `want_eof` set, FIN is sent once its output is, and reading goes on."""
+
+    want_eof: bool
+
+
+class LeavesBytes(Protocol):
+    """A codec that hands over to another (CONNECT, Upgrade): what it received beyond its own messages."""
+
+    def take_leftover(self) -> bytes: ...
+
+
+class Connection(asyncio.Protocol):
+    """One TCP connection. Make server-side ones in a listener's protocol factory, others with `connect`."""
+
+    __slots__ = (
+        "_close_wanted",
+        "_closing",
+        "_flush_scheduled",
+        "_half_closing",
+        "_handshake_begun",
+        "_handshake_timer",
+        "_linger_timer",
+        "_loop",
+        "_next_codec",
+        "_owner",
+        "_peer_eof",
+        "_read_paused",
+        "_reason",
+        "_receiving",
+        "_reported",
+        "_secured",
+        "_server_side",
+        "_session",
+        "_step_submitted",
+        "_tls",
+        "_transport",
+        "_unread",
+        "_waiter",
+        "_write_paused",
+        "_written_eof",
+        "codec",
+        "peer",
+        "sni",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        owner: ConnectionOwner,
+        tls: TlsParameters | None,
+        server_side: bool,
+        waiter: asyncio.Future[None] | None = None,
+    ) -> None:
+        """`waiter` is for `connect`: done when secured, failed with ConnectError when that fails."""
+        self.peer = _NOBODY
+        self.codec: Codec | None = None
+        self.sni = ""
+        self._loop = loop
+        self._owner = owner
+        self._tls = tls
+        self._server_side = server_side
+        self._waiter = waiter
+        self._transport: asyncio.Transport | None = None
+        self._session: TlsSession | None = None
+        self._unread = b""
+        self._next_codec: Codec | None = None
+        self._reason = ""
+        self._handshake_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
+        self._secured = False
+        self._step_submitted = False
+        self._handshake_begun = False
+        self._receiving = False
+        self._flush_scheduled = False
+        self._read_paused = False
+        self._write_paused = False
+        self._half_closing = False
+        self._written_eof = False
+        self._peer_eof = False
+        self._close_wanted = False
+        self._closing = False
+        self._reported = False
+
+    # --- what owners call
+
+    def start_tls(self, tls: TlsParameters) -> None:
+        """Server side, in `on_unread`: what was read so far begins a TLS handshake. `on_secured` follows."""
+        if self._session is not None or self.codec is not None:
+            raise RuntimeError(f"{self!r} cannot start TLS: it has a codec or TLS already")
+        self._secured = False
+        self._session = TlsSession(tls, self._server_side)
+        self._tls = tls
+        self._handshake_timer = self._loop.call_later(HANDSHAKE_TIMEOUT, self._on_handshake_timeout)
+        if self._unread or not self._server_side:
+            self._submit_handshake_step()
+
+    def set_codec(self, codec: Codec) -> None:
+        """Let `codec` have the connection, starting with the bytes not read yet. Called again, it swaps
+        codecs: the old one's output is written first, and what it left unread goes to the new one."""
+        codec.on_output = self._on_output
+        codec.on_read_pause = self._on_read_pause
+        if self._receiving:
+            self._next_codec = codec  # its turn comes when the old codec's `receive` has returned
+            return
+        old, self.codec = self.codec, codec
+        if old is not None:
+            self._retire(old)
+        if self._closing:
+            codec.connection_lost(self._reason or "connection closed")
+            return
+        self._half_closing = hasattr(codec, "want_eof")
+        if self._read_paused:
+            self._on_read_pause(False)
+        if self._write_paused:
+            codec.pause_output()
+        codec.start()
+        data, self._unread = self._unread, b""
+        if data:
+            self._feed(data)
+        else:
+            self._flush()
+        if self._peer_eof and not self._closing:
+            self._receive_eof()
+
+    def take_unread(self) -> bytes:
+        """The bytes that came before a codec was set; they will not be given to it."""
+        data, self._unread = self._unread, b""
+        return data
+
+    def flush(self) -> None:
+        """Write the codec's output now rather than at the end of this loop turn."""
+        if self.codec is not None and not self._receiving:
+            self._flush()
+
+    def close(self, reason: str = "") -> None:
+        """Write what the codec has, then close_notify, then FIN. The codec's `connection_lost`, or the
+        owner's `on_lost`, comes when the socket is gone."""
+        if self._receiving:
+            self._close_wanted = True
+            self._reason = self._reason or reason
+            return
+        if self._closing:
+            return
+        if self.codec is not None:
+            data = self.codec.take_output()
+            if data:
+                self._write(data)
+        self._reason = self._reason or reason or "closed by this side"
+        self._begin_close()
+
+    def abort(self, reason: str = "") -> None:
+        """Drop the connection with RST; nothing more is written."""
+        self._reason = self._reason or reason or "aborted by this side"
+        self._closing = True
+        transport = self._transport
+        if transport is None:
+            return
+        sock = transport.get_extra_info("socket")
+        if sock is not None and not transport.is_closing():
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
+        transport.abort()
+
+    def write_eof(self) -> None:
+        """Say that no more is written (close_notify over TLS, else FIN) and go on reading."""
+        transport = self._transport
+        if self._written_eof or self._closing or transport is None:
+            return
+        self._written_eof = True
+        if self._session is None:
+            transport.write_eof()
+        else:
+            transport.write(self._session.close_notify())
+
+    # --- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        remote = transport.get_extra_info("peername") or ("", 0)
+        local = transport.get_extra_info("sockname") or ("", 0)
+        self.peer = PeerInfo((remote[0], remote[1]), (local[0], local[1]))
+        if self._closing:  # closed before it was made
+            self._transport.abort()
+        elif self._tls is not None:
+            self.start_tls(self._tls)
+        else:
+            self._on_secured()
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
+        session = self._session
+        if session is not None:
+            if not self._secured:
+                self._keep_unread(data)
+                self._submit_handshake_step()
+                return
+            data = session.decrypt(data)
+            if session.error or session.peer_closed:
+                self._deliver_last(session, data)
+                return
+            if not data:
+                return
+        codec = self.codec
+        if codec is None:
+            self._keep_unread(data)
+            self._owner.on_unread(self, self._unread)
+            return
+        self._receiving = True
+        codec.receive(data)
+        self._receiving = False
+        self._flush()
+
+    def eof_received(self) -> bool:
+        """Returns whether the socket stays open for writing."""
+        self._peer_eof = True
+        if self._closing:
+            return False
+        session = self._session
+        if session is not None:
+            if not self._secured:
+                self._fail(self._handshake_failure("peer closed the connection"))
+            elif not session.peer_closed:
+                self._fail("TLS connection truncated: peer closed TCP without close_notify")
+        elif self.codec is None:
+            self._fail("peer closed the connection")
+        else:
+            self._receive_eof()
+        return not self._closing
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        if self.codec is not None:
+            self.codec.pause_output()
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        if self.codec is not None:
+            self.codec.resume_output()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+            self._linger_timer = None
+        if exc is not None and not self._reason:
+            self._reason = (
+                str(exc).lower() if isinstance(exc, ConnectionError) else f"{exc or type(exc).__name__}"
+            )
+        if self._session is not None and not self._secured:
+            self._reason = self._handshake_failure(self._reason or "peer closed the connection")
+        self._transport = None
+        self._report()
+
+    # --- TLS
+
+    def _submit_handshake_step(self) -> None:
+        if not self._step_submitted:
+            self._step_submitted = True
+            handshake_queue(self._loop).submit(self._handshake_step, begun=self._handshake_begun)
+
+    def _handshake_step(self) -> None:
+        self._step_submitted = False
+        if self._closing:
+            return
+        try:
+            self._do_handshake()
+        except BaseException:
+            self.abort("internal error")  # as the loop does when `data_received` raises
+            raise
+
+    def _do_handshake(self) -> None:
+        session, transport = self._session, self._transport
+        assert session is not None
+        assert transport is not None
+        self._handshake_begun = True
+        data, self._unread = self._unread, b""
+        try:
+            rest = session.handshake(data)
+        except TlsError as error:
+            self._fail(self._handshake_failure(str(error)))
+            return
+        output = session.take_output()
+        if output:
+            transport.write(output)
+        if self._read_paused:
+            self._on_read_pause(False)
+        if rest is None:
+            return
+        problem = self._identify_peer(session)
+        if problem:
+            self._fail(self._handshake_failure(problem))
+            return
+        self._on_secured()
+        plain = session.decrypt(rest)
+        if session.error or session.peer_closed:
+            self._deliver_last(session, plain)
+        elif plain:
+            self._deliver(plain)
+
+    def _identify_peer(self, session: TlsSession) -> str | None:
+        assert self._tls is not None
+        alpn, required = session.alpn, self._tls.alpn_required
+        if required and alpn not in required:
+            return f"ALPN: peer agreed to {alpn or 'none'}, needed is {' or '.join(required)}"
+        certificate = session.peer_certificate
+        try:
+            sans, digest = read_certificate(certificate) if certificate else ((), "")
+        except ValueError as error:
+            return f"peer's certificate cannot be read: {error}"
+        self.sni = session.sni
+        self.peer = PeerInfo(self.peer.remote, self.peer.local, True, alpn, sans, digest)
+        return self._tls.check_peer(self.peer)
+
+    def _on_secured(self) -> None:
+        self._secured = True
+        if self._handshake_timer is not None:
+            self._handshake_timer.cancel()
+            self._handshake_timer = None
+        waiter, self._waiter = self._waiter, None
+        self._owner.on_secured(self)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _on_handshake_timeout(self) -> None:
+        self._handshake_timer = None
+        self._fail(self._handshake_failure(f"timed out after {HANDSHAKE_TIMEOUT:g} s"))
+
+    def _handshake_failure(self, text: str) -> str:
+        prefix = f"TLS handshake with {self.peer.remote_text} failed: "
+        return text if text.startswith(prefix) else prefix + text
+
+    # --- to the codec
+
+    def _keep_unread(self, data: bytes) -> None:
+        self._unread += data
+        if len(self._unread) >= MAX_UNREAD:
+            self._on_read_pause(True)
+
+    def _deliver(self, data: bytes) -> None:
+        if self._closing:
+            return
+        if self.codec is None:
+            self._keep_unread(data)
+            self._owner.on_unread(self, self._unread)
+        else:
+            self._feed(data)
+
+    def _deliver_last(self, session: TlsSession, data: bytes) -> None:
+        """What came in one piece with the peer's close_notify or a fatal error, then that end itself."""
+        if data:
+            self._deliver(data)
+        if self._closing:
+            return
+        if session.error:
+            self._fail(f"TLS connection with {self.peer.remote_text} failed: {session.error}")
+        elif self.codec is None:
+            self._fail("peer closed the connection")
+        else:
+            self._receive_eof()
+
+    def _feed(self, data: bytes) -> None:
+        codec = self.codec
+        assert codec is not None
+        self._receiving = True
+        codec.receive(data)
+        self._receiving = False
+        self._flush()
+
+    def _receive_eof(self) -> None:
+        codec = self.codec
+        assert codec is not None
+        self._receiving = True
+        codec.receive_eof()
+        self._receiving = False
+        self._flush()
+        if not self._closing and not self._half_closing and not codec.active_streams:
+            self._reason = "peer closed the connection"
+            self._begin_close()
+
+    def _retire(self, old: Codec) -> None:
+        data = old.take_output()
+        if data:
+            self._write(data)
+        old.on_output = _nothing
+        old.on_read_pause = _ignore
+        if hasattr(old, "take_leftover"):
+            self._unread = cast(LeavesBytes, old).take_leftover()
+
+    def _report(self) -> None:
+        """Tell whoever is concerned, once, that the connection has ended."""
+        if self._reported:
+            return
+        self._reported = True
+        if self._handshake_timer is not None:
+            self._handshake_timer.cancel()
+            self._handshake_timer = None
+        reason = self._reason or ("peer closed the connection" if self._peer_eof else "connection closed")
+        codec = self.codec
+        if self._waiter is not None:
+            waiter, self._waiter = self._waiter, None
+            if not waiter.done():
+                waiter.set_exception(ConnectError(reason, "tcp" if self._session is None else "tls"))
+        elif codec is None:
+            self._owner.on_lost(self, reason)
+        else:
+            codec.on_output = _nothing
+            codec.on_read_pause = _ignore
+            codec.connection_lost(reason)
+
+    # --- to the socket
+
+    def _on_output(self) -> None:
+        if not self._flush_scheduled and not self._receiving:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._scheduled_flush)
+
+    def _scheduled_flush(self) -> None:
+        self._flush_scheduled = False
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._next_codec is not None:
+            codec, self._next_codec = self._next_codec, None
+            self.set_codec(codec)  # which flushes both
+            return
+        active = self.codec
+        if self._closing or active is None:
+            return
+        data = active.take_output()
+        if data:
+            self._write(data)
+        if active.should_close or self._close_wanted:
+            self._begin_close()
+        elif self._half_closing and cast(HalfClosing, active).want_eof:
+            self.write_eof()
+
+    def _write(self, data: bytes) -> None:
+        transport, session = self._transport, self._session
+        if transport is None:
+            return
+        if session is not None:
+            try:
+                data = session.encrypt(data)
+            except TlsError as error:
+                self._fail(f"TLS connection with {self.peer.remote_text} failed: {error}")
+                return
+        transport.write(data)
+
+    def _on_read_pause(self, paused: bool) -> None:
+        transport = self._transport
+        if paused is self._read_paused or transport is None:
+            return
+        self._read_paused = paused
+        if self._peer_eof or transport.is_closing():
+            return
+        if paused:
+            transport.pause_reading()
+        else:
+            transport.resume_reading()
+
+    def _fail(self, reason: str) -> None:
+        """The connection is of no more use: say so to the peer (TLS alert, FIN) and to the codec."""
+        if self._closing:
+            return
+        self._reason = reason
+        self._begin_close()
+        self._report()
+
+    def _begin_close(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        transport, session = self._transport, self._session
+        if transport is None or transport.is_closing():
+            return
+        if session is not None:
+            data = session.close_notify()
+            if data:
+                transport.write(data)
+        self._on_read_pause(False)
+        if self._peer_eof:
+            transport.close()
+        elif session is not None or not self._written_eof:
+            transport.write_eof()
+        size = transport.get_write_buffer_size()
+        self._linger_timer = self._loop.call_later(LINGER_INTERVAL, self._linger, size, 0)
+
+    def _linger(self, size_before: int, stalls: int) -> None:
+        self._linger_timer = None
+        transport = self._transport
+        if transport is None:
+            return
+        size = transport.get_write_buffer_size()
+        if not size:
+            transport.close()
+            return
+        stalls = 0 if size < size_before else stalls + 1
+        if stalls >= MAX_STALLS:
+            self.abort("peer does not read")
+            return
+        self._linger_timer = self._loop.call_later(LINGER_INTERVAL, self._linger, size, stalls)
+
+    def __repr__(self) -> str:
+        side = "server" if self._server_side else "client"
+        state = "closed" if self._transport is None else "closing" if self._closing else "open"
+        if state == "open" and not self._secured:
+            state = "handshaking"
+        return f"<Connection {side} {self.peer.local} {self.peer.remote} {state} codec={self.codec!r}>"
+
+
+def _nothing() -> None:
+    pass
+
+
+def _ignore(_: bool) -> None:
+    pass
+
+
+async def connect(
+    loop: asyncio.AbstractEventLoop,
+    address: Address,
+    owner: ConnectionOwner,
+    tls: TlsParameters | None,
+    timeout: float,  # noqa: ASYNC109 (several steps share it, and the error names the one)
+) -> Connection:
+    """Connect and, with `tls`, shake hands, all within `timeout` seconds. Raises ConnectError.
+
+    Under TLS 1.3 a server that refuses this side's certificate says so only afterwards: that comes as
+    the loss of the connection, with the alert's name in the reason.
+    """
+    waiter: asyncio.Future[None] = loop.create_future()
+    connection = Connection(loop, owner, tls, False, waiter)
+    try:
+        async with asyncio.timeout(timeout):
+            await loop.create_connection(lambda: connection, address.host, address.port)
+            await waiter
+    except TimeoutError:
+        done = "the TCP handshake" if connection.peer is _NOBODY else "the TLS handshake"
+        raise ConnectError(
+            f"cannot connect to {address}: {done} took more than {timeout:g} s", "timeout"
+        ) from None
+    except socket.gaierror as error:
+        raise ConnectError(f"cannot connect to {address}: {error.strerror}", "dns") from error
+    except OSError as error:
+        text = os.strerror(error.errno).lower() if error.errno else str(error)
+        raise ConnectError(f"cannot connect to {address}: {text}", "tcp") from error
+    finally:
+        if not waiter.done() or waiter.cancelled():
+            waiter.cancel()
+            connection.abort("gave up connecting")
+    return connection

@@ -1,0 +1,62 @@
+"""Listening sockets, with errors that say what to do. Used by listeners, the admin server and tests."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import Protocol
+
+DEFAULT_BACKLOG = 1024
+"""Connections that the kernel completes while the loop is busy; it caps this at net.core.somaxconn."""
+
+
+class Address(Protocol):
+    """Where to listen or connect to: `sidecar.config.resources.SocketAddress`, which this layer may not
+    import. Written in messages with `str`."""
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def port(self) -> int: ...
+
+
+class ListenError(Exception):
+    """A listening socket could not be made; the text says where, why and what to do."""
+
+
+def listen(address: Address, backlog: int = DEFAULT_BACKLOG) -> socket.socket:
+    """A bound, listening, non-blocking TCP socket. `host` is an IPv4 or IPv6 address; port 0 takes any.
+
+    An IPv6 socket takes IPv6 alone. Raises ListenError.
+    """
+    try:
+        family = socket.getaddrinfo(address.host, address.port, flags=socket.AI_NUMERICHOST)[0][0]
+    except socket.gaierror as error:
+        raise ListenError(f"cannot listen on {address}: {address.host!r} is not an IP address") from error
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((address.host, address.port))
+        sock.listen(backlog)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise ListenError(f"cannot listen on {address}: {_advice(error, address)}") from error
+    return sock
+
+
+def _advice(error: OSError, address: Address) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            "the address is in use. Stop the program that has it "
+            f"(`ss -ltnp 'sport = :{address.port}'` names it) or configure another port"
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "no interface of this machine has that address (`ip addr` lists them)"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "not permitted. Ports below 1024 need CAP_NET_BIND_SERVICE; configure a higher port"
+    return os.strerror(error.errno).lower() if error.errno else str(error)

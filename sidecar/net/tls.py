@@ -1,0 +1,255 @@
+"""TLS as bytes in, bytes out: all that knows OpenSSL below the contexts.
+
+`connection.py` drives a `TlsSession` over two memory BIOs. It must never touch a socket. uvloop's and
+asyncio's own TLS transports are not used: they cannot half-close, cannot take bytes that were already
+read, hide alerts, and keep hundreds of kilobytes a connection after a burst.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sidecar.net.peer import PeerInfo
+
+CHUNK = 16384
+"""One record's plaintext (RFC 8446 section 5.1). BIOs are fed and emptied in such pieces, because their
+buffers grow to the largest piece that they ever held and never shrink."""
+
+MAX_IDLE_BYTES = 65536
+"""Bytes of records without application data (KeyUpdate, session tickets, empty records) that are taken
+before the peer is held to be hostile. Each record with data pays for CHUNK of them, so that record
+padding (RFC 8446 section 5.4) is never mistaken for a flood."""
+
+_ALERT = re.compile(r"(?:tlsv\d+|sslv3)_alert_(\w+)")
+_REASONS = {
+    "HTTP_REQUEST": "peer sent a plain HTTP request",
+    "WRONG_VERSION_NUMBER": "peer does not speak TLS",
+    "UNSUPPORTED_PROTOCOL": "peer does not offer TLS 1.3",
+    "UNEXPECTED_EOF_WHILE_READING": "peer closed without close_notify",
+}
+
+
+class TlsError(Exception):
+    """The session cannot go on; the text says why. `TlsSession.take_output` has the alert to send."""
+
+
+class SslObject(ssl.SSLObject):
+    """An SSLObject that remembers the server name that the client asked for."""
+
+    sni: str = ""
+
+
+def accept_any_peer(_: PeerInfo) -> str | None:
+    """A `check_peer` that leaves it at the chain."""
+    return None
+
+
+@dataclass(frozen=True)
+class TlsParameters:
+    """How to secure a connection. `check_peer` returns what is wrong with the peer, or None."""
+
+    context: ssl.SSLContext
+    server_hostname: str | None = None
+    alpn_required: tuple[str, ...] = ()
+    """One of these must have been negotiated; empty: any, or none."""
+    check_peer: Callable[[PeerInfo], str | None] = accept_any_peer
+
+
+def make_context(server_side: bool) -> ssl.SSLContext:
+    """An empty context with the mesh's rules: TLS 1.3 alone, no session tickets, no resumption."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.sslobject_class = SslObject
+    if server_side:
+        context.num_tickets = 0
+        context.sni_callback = _remember_sni
+    return context
+
+
+def _remember_sni(session: object, name: str | None, _: ssl.SSLContext) -> None:
+    if isinstance(session, SslObject):
+        session.sni = name or ""
+
+
+def describe(error: ssl.SSLError) -> str:
+    """An OpenSSL error in words; an alert from the peer by its name in RFC 8446 section 6."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate verify failed: {error.verify_message}"
+    reason = getattr(error, "reason", None)
+    if not reason:
+        return str(error)
+    alert = _ALERT.fullmatch(reason.lower())
+    if alert:
+        return f"peer sent TLS alert: {alert.group(1).replace('_', ' ')}"
+    return _REASONS.get(reason) or reason.lower().replace("_", " ")
+
+
+class TlsSession:
+    """One TLS connection, sans-IO. First `handshake` until it is done, then `decrypt` and `encrypt`."""
+
+    __slots__ = (
+        "_idle_bytes",
+        "_incoming",
+        "_object",
+        "_outgoing",
+        "_pending",
+        "_read",
+        "_write",
+        "close_sent",
+        "error",
+        "peer_closed",
+    )
+
+    def __init__(self, parameters: TlsParameters, server_side: bool) -> None:
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        hostname = None if server_side else parameters.server_hostname
+        self._object = parameters.context.wrap_bio(self._incoming, self._outgoing, server_side, hostname)
+        self._read = self._object.read
+        self._write = self._object.write
+        self._pending = self._object.pending
+        self._idle_bytes = 0
+        self.peer_closed = False
+        """The peer's close_notify has come: nothing more will be decrypted."""
+        self.close_sent = False
+        self.error = ""
+        """Set by `decrypt`: why the session is dead."""
+
+    def handshake(self, data: bytes) -> bytes | None:
+        """Go on with the handshake on `data` (b"" starts a client's).
+
+        None: more bytes are needed. Otherwise it is done, and what is returned is still to be given to
+        `decrypt`, even when it is empty. Whatever the outcome, `take_output` has bytes to send. Raises
+        TlsError.
+        """
+        for start in range(0, len(data) or 1, CHUNK):
+            self._incoming.write(data[start : start + CHUNK])
+            try:
+                self._object.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLError as error:
+                raise TlsError(describe(error)) from error
+            return data[start + CHUNK :]
+        return None
+
+    def decrypt(self, data: bytes) -> bytes:
+        """Plaintext that `data` completes; afterwards look at `peer_closed` and `error`. Never raises."""
+        size = len(data)
+        if self.peer_closed or self.error:
+            return b""
+        if size > CHUNK:
+            return self._decrypt_large(data)
+        self._incoming.write(data)
+        try:
+            plain = self._read(size or CHUNK)
+        except ssl.SSLWantReadError:
+            self._count_idle(size)
+            return b""
+        except ssl.SSLError as error:
+            self.error = describe(error)
+            return b""
+        if not plain:
+            self.peer_closed = True
+            return b""
+        if self._idle_bytes:
+            self._idle_bytes = max(0, self._idle_bytes + size - CHUNK)
+        # Asking first saves the exception that reading too often costs.
+        if not self._incoming.pending and not self._pending():
+            return plain
+        parts = [plain]
+        self._read_all(parts)
+        return b"".join(parts)
+
+    def _decrypt_large(self, data: bytes) -> bytes:
+        parts: list[bytes] = []
+        view = memoryview(data)
+        for start in range(0, len(data), CHUNK):
+            piece = view[start : start + CHUNK]
+            self._incoming.write(piece)
+            before = len(parts)
+            self._read_all(parts)
+            self._count_idle(len(piece) - CHUNK * (len(parts) - before))
+            if self.peer_closed or self.error:
+                break
+        return b"".join(parts)
+
+    def _read_all(self, parts: list[bytes]) -> None:
+        read, pending, incoming = self._read, self._pending, self._incoming
+        while True:
+            try:
+                plain = read(CHUNK)
+            except ssl.SSLWantReadError:
+                return
+            except ssl.SSLError as error:
+                self.error = describe(error)
+                return
+            if not plain:
+                self.peer_closed = True
+                return
+            parts.append(plain)
+            if not incoming.pending and not pending():
+                return
+
+    def _count_idle(self, change: int) -> None:
+        self._idle_bytes = max(0, self._idle_bytes + change)
+        if self._idle_bytes > MAX_IDLE_BYTES:
+            self.error = f"peer sent more than {MAX_IDLE_BYTES} bytes of TLS records without application data"
+
+    def encrypt(self, data: bytes) -> bytes:
+        """Records to write; `data` is not empty. Raises TlsError when the session is dead or closed by us."""
+        done = 0
+        try:
+            if len(data) <= CHUNK:
+                done = self._write(data)
+                if done == len(data):
+                    return self._outgoing.read()
+            return self._encrypt_rest(memoryview(data), done)
+        except ssl.SSLError as error:
+            raise TlsError(describe(error)) from error
+
+    def _encrypt_rest(self, data: memoryview, done: int) -> bytes:
+        # Each write makes one record, which a peer may have limited to 512 bytes (RFC 6066 section 4).
+        parts: list[bytes] = []
+        while done < len(data):
+            done += self._write(data[done : done + CHUNK])
+            parts.append(self._outgoing.read())
+        return b"".join(parts)
+
+    def close_notify(self) -> bytes:
+        """Records that tell the peer that no more data comes; reading goes on. b"" the second time."""
+        if self.close_sent or self.error:
+            return self._outgoing.read()
+        self.close_sent = True
+        try:
+            self._object.unwrap()
+        except ssl.SSLWantReadError:
+            pass  # sent; the peer's own has not come yet
+        except ssl.SSLError as error:
+            self.error = describe(error)
+        return self._outgoing.read()
+
+    def take_output(self) -> bytes:
+        """Records to write during and after the handshake: flights and alerts."""
+        return self._outgoing.read()
+
+    @property
+    def alpn(self) -> str:
+        return self._object.selected_alpn_protocol() or ""
+
+    @property
+    def sni(self) -> str:
+        """Server side: the name that the client asked for, or empty."""
+        return self._object.sni if isinstance(self._object, SslObject) else ""
+
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """DER, or None when the peer showed none."""
+        return self._object.getpeercert(binary_form=True)
+
+    def __repr__(self) -> str:
+        state = self.error or ("peer closed" if self.peer_closed else "open")
+        return f"<TlsSession {self._object.version()} alpn={self.alpn!r} {state}>"
