@@ -94,7 +94,7 @@ class JoinTokens:
         try:
             return jwt.decode(
                 token, self._key.public_key(), algorithms=["ES256"], issuer=ISSUER, options=options
-            )  # type: ignore[arg-type]
+            )
         except jwt.InvalidSignatureError as error:
             raise AttestationError(
                 "the token was not signed by this mesh's join-token key: issue one with "

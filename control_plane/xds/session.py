@@ -19,6 +19,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
+from envoy.service.discovery.v3 import discovery_pb2
+from google.protobuf.message import DecodeError
+
 from control_plane.model.discovery import NodeInfo, Resource
 from control_plane.xds import types
 from control_plane.xds.snapshot_cache import ResourceSource, WatchIndex
@@ -53,6 +56,11 @@ class Session(ABC):
             for s in self.subscriptions.values()
         )
         return f"<{type(self).__name__} {self.node.id!r} {self.node.identity} [{types_}]>"
+
+    @staticmethod
+    @abstractmethod
+    def parse(data: bytes) -> Any:
+        """The variant's request message. Raises ProtocolError."""
 
     def on_request(self, request: Any, now: float) -> Acknowledgement | None:
         """Takes a (Delta)DiscoveryRequest in. Returns what it acknowledged, if anything. `now` in seconds
@@ -207,6 +215,10 @@ class Session(ABC):
 class DeltaSession(Session):
     """Incremental xDS: DeltaDiscoveryRequest in, DeltaDiscoveryResponse out."""
 
+    @staticmethod
+    def parse(data: bytes) -> Any:
+        return _parse(discovery_pb2.DeltaDiscoveryRequest, data)
+
     def _subscribe(self, state: Subscription, request: Any, first: bool) -> None:
         # Names count whatever the nonce says: a stale nonce voids the ACK, not the subscription.
         subscribe: Sequence[str] = request.resource_names_subscribe
@@ -275,6 +287,10 @@ class DeltaSession(Session):
 class SotwSession(Session):
     """State of the world: DiscoveryRequest in, DiscoveryResponse out."""
 
+    @staticmethod
+    def parse(data: bytes) -> Any:
+        return _parse(discovery_pb2.DiscoveryRequest, data)
+
     def _subscribe(self, state: Subscription, request: Any, first: bool) -> None:
         # A request that does not answer the newest response was sent before that one arrived; the
         # client's answer to the newest repeats all names. A nonce from an earlier stream means nothing.
@@ -321,6 +337,13 @@ class SotwSession(Session):
         state.sent_version = _digest(sorted(state.sent.items()))
         state.sent_names = tuple(carried)
         return encode_sotw(state.type_url, state.sent_version, state.nonce, carried.values()), fresh
+
+
+def _parse(message: Any, data: bytes) -> Any:
+    try:
+        return message.FromString(data)
+    except DecodeError as error:
+        raise ProtocolError(f"not a {message.DESCRIPTOR.full_name}: {error}") from error
 
 
 def _digest(versions: Iterable[tuple[str, str]]) -> str:
