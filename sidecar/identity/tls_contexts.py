@@ -1,0 +1,249 @@
+"""Turns TLS configuration into contexts that connections use, and keeps them while they are current.
+
+Called by clusters and listeners once for each new connection, so that new certificates, from files or
+from a provider, are used by new connections while old ones live on. Never logs or writes a private key.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from sidecar.config.resources import StringMatcher, TlsConfig
+from sidecar.net.peer import PeerInfo
+from sidecar.net.tls import TlsParameters, accept_any_peer, make_context
+
+_log = logging.getLogger(__name__)
+
+FILE_CHECK_INTERVAL = 1.0
+"""Seconds between looks at the files' modification times."""
+
+
+class TlsConfigError(Exception):
+    """No context can be made from this configuration now; the text says what to do."""
+
+
+class IdentitySource(Protocol):
+    """The part of `CertificateProvider` that contexts are made from."""
+
+    @property
+    def version(self) -> int: ...
+    @property
+    def certificate_chain_pem(self) -> str: ...
+    @property
+    def private_key_pem(self) -> bytes: ...
+    @property
+    def trust_bundle_pem(self) -> str: ...
+
+
+_State = tuple[object, ...]
+
+
+class TlsContexts:
+    """Current contexts, by configuration."""
+
+    def __init__(
+        self, providers: Mapping[str, IdentitySource], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._providers = providers
+        self._clock = clock
+        self._cache: dict[tuple[TlsConfig, bool], tuple[float, _State, TlsParameters]] = {}
+
+    def client(self, config: TlsConfig) -> TlsParameters:
+        """For connecting. Raises TlsConfigError."""
+        return self._get(config, False)
+
+    def server(self, config: TlsConfig) -> TlsParameters:
+        """For accepting. Raises TlsConfigError."""
+        return self._get(config, True)
+
+    def _get(self, config: TlsConfig, server_side: bool) -> TlsParameters:
+        key = (config, server_side)
+        cached = self._cache.get(key)
+        now = self._clock()
+        if cached is not None and now < cached[0] and self._versions(config) == cached[1][0]:
+            return cached[2]
+        state = self._state(config)
+        if cached is None:
+            parameters = self._make(config, server_side)
+        elif state == cached[1]:
+            parameters = cached[2]
+        else:
+            parameters = self._remake(config, server_side, cached[2])
+        self._cache[key] = (now + FILE_CHECK_INTERVAL, state, parameters)
+        return parameters
+
+    def _remake(self, config: TlsConfig, server_side: bool, old: TlsParameters) -> TlsParameters:
+        try:
+            return self._make(config, server_side)
+        except TlsConfigError as error:
+            # Seen in the middle of a rotation, when one file of two is new: its next change tries again.
+            _log.warning("keeping the previous TLS certificate: %s", error)
+            return old
+
+    def _versions(self, config: TlsConfig) -> _State:
+        names = (config.provider, config.trusted_ca_provider)
+        return tuple(self._provider(name).version for name in names if name)
+
+    def _state(self, config: TlsConfig) -> _State:
+        """What a context depends on besides its configuration: equal states, same context."""
+        names = (config.certificate_file, config.private_key_file, config.trusted_ca_file)
+        return (self._versions(config), tuple(_modified(name) for name in names if name))
+
+    def _provider(self, name: str) -> IdentitySource:
+        try:
+            return self._providers[name]
+        except KeyError:
+            known = ", ".join(sorted(self._providers)) or "none"
+            raise TlsConfigError(
+                f"unknown certificate provider {name!r}; certificate_provider_instances has: {known}"
+            ) from None
+
+    def _make(self, config: TlsConfig, server_side: bool) -> TlsParameters:
+        context = make_context(server_side)
+        context.check_hostname = not server_side and bool(config.sni) and not config.uri_san_matchers
+        trusted = self._load_trust(context, config)
+        if server_side:
+            if config.require_client_certificate and not trusted:
+                raise TlsConfigError(
+                    "require_client_certificate is set, but no trusted_ca to verify clients with"
+                )
+            if trusted:
+                # As in Envoy, a certificate that is shown is verified even where none is required.
+                required = config.require_client_certificate
+                context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
+        elif not trusted:
+            raise TlsConfigError("no trusted_ca to verify the server with; set validation_context.trusted_ca")
+        self._load_identity(context, config, server_side)
+        if config.alpn:
+            context.set_alpn_protocols(list(config.alpn))
+        check = _SanCheck(config.uri_san_matchers) if config.uri_san_matchers else accept_any_peer
+        # A peer that negotiates nothing means HTTP/1.1 (RFC 9113 section 3.2), so where that is offered
+        # no agreement is needed.
+        required_alpn = () if "http/1.1" in config.alpn else config.alpn
+        return TlsParameters(context, config.sni or None, required_alpn, check)
+
+    def _load_trust(self, context: ssl.SSLContext, config: TlsConfig) -> bool:
+        pems = []
+        if config.trusted_ca_file:
+            pems.append(
+                (
+                    config.trusted_ca_file,
+                    _read(config.trusted_ca_file, "trusted_ca").decode("ascii", "replace"),
+                )
+            )
+        if config.trusted_ca_inline:
+            pems.append(("inline trusted_ca", config.trusted_ca_inline))
+        if config.trusted_ca_provider:
+            bundle = self._provider(config.trusted_ca_provider).trust_bundle_pem
+            pems.append((f"certificate provider {config.trusted_ca_provider!r}", bundle))
+        for source, pem in pems:
+            try:
+                context.load_verify_locations(cadata=pem)
+            except (ssl.SSLError, ValueError) as error:
+                raise TlsConfigError(f"{source} has no usable CA certificate in PEM form: {error}") from error
+        return bool(pems)
+
+    def _load_identity(self, context: ssl.SSLContext, config: TlsConfig, server_side: bool) -> None:
+        if config.provider:
+            provider = self._provider(config.provider)
+            chain, key = provider.certificate_chain_pem.encode(), provider.private_key_pem
+            source = f"certificate provider {config.provider!r}"
+            if not chain:
+                raise TlsConfigError(f"{source} has no certificate yet; see /certs for its last error")
+        elif config.certificate_file:
+            chain = _read(config.certificate_file, "certificate_chain")
+            key = _read(config.private_key_file, "private_key")
+            source = f"{config.certificate_file} and {config.private_key_file}"
+        elif server_side:
+            raise TlsConfigError("a TLS server needs a certificate; set tls_certificates")
+        else:
+            return
+        try:
+            load_identity(context, chain, key)
+        except ssl.SSLError as error:
+            raise TlsConfigError(
+                f"certificate and private key from {source} cannot be used: {_why(error)}"
+            ) from error
+
+
+class _SanCheck:
+    """`TlsParameters.check_peer` for URI SAN matchers."""
+
+    def __init__(self, matchers: Sequence[StringMatcher]) -> None:
+        self._matchers = matchers
+        self._tests = [_compile(matcher) for matcher in matchers]
+
+    def __call__(self, peer: PeerInfo) -> str | None:
+        if not peer.cert_sha256:
+            return None  # only where none is required; without one there is no identity to match
+        for uri in peer.uri_sans:
+            for test in self._tests:
+                if test(uri):
+                    return None
+        wanted = ", ".join(f"{m.kind} {m.value!r}" for m in self._matchers)
+        return f"peer's identity is {', '.join(peer.uri_sans) or 'no URI'}; accepted are: {wanted}"
+
+    def __repr__(self) -> str:
+        return f"<_SanCheck {self._matchers}>"
+
+
+def load_identity(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> None:
+    """Load a certificate chain and its key from memory. Raises ssl.SSLError.
+
+    OpenSSL reads files alone, so both pass through an anonymous file in memory, never through a disk.
+    """
+    descriptor = os.memfd_create("identity", os.MFD_CLOEXEC)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(key_pem + b"\n" + chain_pem)
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+def _compile(matcher: StringMatcher) -> Callable[[str], bool]:
+    """Envoy `StringMatcher`; `ignore_case` has no effect on regex there either."""
+    if matcher.kind == "regex":
+        pattern = re.compile(matcher.value)
+        return lambda uri: pattern.fullmatch(uri) is not None
+    value = matcher.value.lower() if matcher.ignore_case else matcher.value
+    fold: Callable[[str], str] = str.lower if matcher.ignore_case else str
+    if matcher.kind == "exact":
+        return lambda uri: fold(uri) == value
+    if matcher.kind == "prefix":
+        return lambda uri: fold(uri).startswith(value)
+    if matcher.kind == "suffix":
+        return lambda uri: fold(uri).endswith(value)
+    if matcher.kind == "contains":
+        return lambda uri: value in fold(uri)
+    raise TlsConfigError(f"unknown kind of string matcher: {matcher.kind!r}")
+
+
+def _modified(name: str) -> tuple[int, int]:
+    try:
+        status = os.stat(name)
+    except OSError:
+        return (0, 0)  # `_read` says it better
+    return (status.st_mtime_ns, status.st_ino)
+
+
+def _read(name: str, what: str) -> bytes:
+    if not name:
+        raise TlsConfigError(f"{what} is missing")
+    try:
+        with open(name, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise TlsConfigError(f"cannot read {what} file {name}: {error.strerror}") from error
+
+
+def _why(error: ssl.SSLError) -> str:
+    if error.reason == "KEY_VALUES_MISMATCH":
+        return "the key does not belong to the certificate"
+    return (error.reason or str(error)).lower().replace("_", " ")
