@@ -1,0 +1,112 @@
+"""One try of a request on one endpoint: the handler of the upstream stream.
+
+Made by the router; passes everything on to it, and keeps what belongs to this try alone: the endpoint, its
+span, its time-out, and how many body bytes the endpoint has taken.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sidecar.net.connection import PeerInfo
+from sidecar.protocol.events import ErrorCode, Field, Reset, ResponseHead, Stream
+from sidecar.upstream.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from sidecar.http.context import TimerHandle
+    from sidecar.http.router import RouterRequest
+
+
+class Attempt:
+    """`reason` says why this try was made, "" for the first."""
+
+    __slots__ = (
+        "accepted",
+        "end_ns",
+        "ended",
+        "endpoint",
+        "latency",
+        "number",
+        "outcome",
+        "reason",
+        "router",
+        "span_id",
+        "start_ns",
+        "started",
+        "status",
+        "stream",
+        "timer",
+    )
+
+    def __init__(
+        self, router: RouterRequest, endpoint: Endpoint, number: int, reason: str, started: float
+    ) -> None:
+        self.router = router
+        self.endpoint = endpoint
+        self.number = number
+        self.reason = reason
+        self.started = started
+        self.start_ns = 0
+        self.span_id = b""
+        self.status = 0
+        self.outcome = ""
+        """Why it failed, "" while it runs and when it succeeded."""
+        self.accepted = 0
+        self.latency: float | None = None
+        """Seconds until the response head, None before."""
+        self.ended = False
+        self.end_ns = 0
+        self.stream: Stream | None = None
+        self.timer: TimerHandle | None = None
+
+    # --- StreamWaiter ----------------------------------------------------------------------------
+
+    def on_stream(self, stream: Stream, peer: PeerInfo) -> None:
+        self.stream = stream
+        self.router.on_stream(self, stream)
+
+    def on_connect_failure(self, reason: str, overflow: bool) -> None:
+        self.router.on_connect_failure(self, reason, overflow)
+
+    # --- from upstream ---------------------------------------------------------------------------
+
+    def on_response(self, head: ResponseHead, end_stream: bool) -> None:
+        self.status = head.status
+        self.router.on_response(self, head, end_stream)
+
+    def on_informational(self, head: ResponseHead) -> None:
+        self.router.exchange.send_informational(head)
+
+    def on_data(self, data: bytes, end_stream: bool) -> None:
+        stream = self.stream
+        n = self.router.on_response_data(self, data, end_stream)
+        if n and stream is not None:
+            stream.consume(n)
+
+    def on_trailers(self, fields: tuple[Field, ...]) -> None:
+        self.router.on_response_trailers(self, fields)
+
+    def on_sent(self, n: int) -> None:
+        self.router.on_request_sent(self, n)
+
+    def on_reset(self, reset: Reset) -> None:
+        self.stream = None
+        self.router.on_upstream_reset(self, reset)
+
+    # --- from the router -------------------------------------------------------------------------
+
+    def cancel(self, outcome: str) -> None:
+        """Give it up: no further callback comes."""
+        self.outcome = outcome
+        if self.timer is not None:
+            self.timer.cancel()
+        stream = self.stream
+        if stream is None:
+            self.endpoint.cancel(self)
+        else:
+            self.stream = None
+            stream.reset(ErrorCode.CANCEL)
+
+    def __repr__(self) -> str:
+        state = self.outcome or ("streaming" if self.stream is not None else "waiting for a connection")
+        return f"<Attempt {self.number} on {self.endpoint.name}: {state}>"

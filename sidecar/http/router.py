@@ -1,0 +1,473 @@
+"""The end of the filter chain: picks the cluster, sends the request, and alone times out and retries.
+
+One `RouterRequest` a request, owned by its exchange. Driven by callbacks; the only timers are the route's
+time-out, the per-try time-out and the retry back-off. It never answers by itself: it tells the exchange to.
+
+Body bytes. Until an attempt has a stream, and while the request may have to be sent again, the body is kept
+(at most `KEPT_BODY_LIMIT`, after which the request can no longer be retried). Credit goes back to the
+downstream once for each byte, when the first attempt to get that far has accepted it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sidecar.config.matcher import CompiledRoutes
+from sidecar.http.attempt import Attempt
+from sidecar.http.direct import direct_reply
+from sidecar.http.forwarding import rewrite_response, strip
+from sidecar.http.grpc_timeout import format_grpc_timeout, route_timeout
+from sidecar.http.local_reply import LocalReply
+from sidecar.http.plan import Plan, Target, is_grpc_request, plan_for
+from sidecar.http.retry import Failure, classify, retries_failure, retries_grpc_status, retries_status
+from sidecar.protocol.events import ErrorCode, Field, RequestHead, Reset, ResponseHead, Stream
+
+if TYPE_CHECKING:
+    from sidecar.http.context import TimerHandle
+    from sidecar.http.exchange import Exchange
+    from sidecar.upstream.cluster import Cluster
+    from sidecar.upstream.endpoint import Endpoint
+
+KEPT_BODY_LIMIT = 65536
+
+
+class RouterRequest:
+    """The upstream half of an exchange."""
+
+    __slots__ = (
+        "attempt",
+        "attempts",
+        "body_ended",
+        "cluster",
+        "consumed",
+        "deadline",
+        "exchange",
+        "intact",
+        "kept",
+        "kept_size",
+        "plan",
+        "response_started",
+        "retries",
+        "stop_waiting",
+        "target",
+        "timer",
+        "trailers",
+    )
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.plan: Plan | None = None
+        self.target: Target | None = None
+        self.cluster: Cluster | None = None
+        self.attempt: Attempt | None = None
+        self.attempts: list[Attempt] = []
+        self.retries = 0
+        self.body_ended = False
+        self.kept: list[bytes] = []
+        self.kept_size = 0
+        self.intact = True
+        """Every body byte so far is in `kept`, so the request can be sent again from the start."""
+        self.trailers: tuple[Field, ...] | None = None
+        self.consumed = 0
+        self.response_started = False
+        self.deadline = 0.0
+        self.timer: TimerHandle | None = None
+        self.stop_waiting: Callable[[], None] | None = None
+
+    @property
+    def grpc(self) -> bool:
+        return is_grpc_request(self.exchange.head) if self.plan is None else self.plan.grpc
+
+    # --- routing ---------------------------------------------------------------------------------
+
+    def start(self, end_stream: bool) -> None:
+        self.body_ended = end_stream
+        exchange = self.exchange
+        source = exchange.context.routes
+        routes = source.current(exchange.head)
+        if routes is None:
+            self.stop_waiting = source.wait(exchange.head, self._on_routes)
+        else:
+            self._route(routes)
+
+    def _on_routes(self, routes: CompiledRoutes | str) -> None:
+        self.stop_waiting = None
+        if isinstance(routes, str):
+            self.exchange.reply(LocalReply(503, "NC", routes))
+        else:
+            self._route(routes)
+
+    def _route(self, routes: CompiledRoutes) -> None:
+        exchange = self.exchange
+        context = exchange.context
+        plan = plan_for(context, exchange.downstream, exchange.head, routes)
+        if not isinstance(plan, Plan):
+            exchange.reply(direct_reply(exchange.head, plan, routes))
+            return
+        self.plan = plan
+        target = plan.targets[0] if len(plan.targets) == 1 else self._pick_target(plan)
+        self.target = target
+        cluster = context.clusters.get(target.cluster)
+        if cluster is None:
+            text = f"route {plan.route.name} sends to cluster {target.cluster}, which is not configured"
+            exchange.reply(LocalReply(503, "NC", text))
+            return
+        self.cluster = cluster
+        cluster.retry_budget.on_request(context.now())
+        timeout = route_timeout(plan.route, exchange.head)
+        if timeout:
+            self.deadline = exchange.started + timeout
+            self.timer = context.clock.call_later(timeout, self._on_timeout, timeout)
+        self._try("")
+
+    def _pick_target(self, plan: Plan) -> Target:
+        point = self.exchange.context.random.random() * plan.total_weight
+        for target in plan.targets:
+            point -= target.weight
+            if point < 0:
+                return target
+        return plan.targets[-1]
+
+    # --- attempts --------------------------------------------------------------------------------
+
+    def _try(self, reason: str) -> None:
+        self.stop_waiting = None
+        cluster = self.cluster
+        assert cluster is not None
+        endpoint = cluster.pick([a.endpoint for a in self.attempts] if self.attempts else ())
+        if endpoint is None:
+            text = f"no endpoint of cluster {cluster.name} can take requests: {cluster.why_none()}"
+            self._unavailable(LocalReply(503, "UH", text))
+            return
+        if not cluster.begin(endpoint):
+            limit = cluster.config.circuit_breakers.max_requests
+            text = f"cluster {cluster.name} has reached its limit of {limit} concurrent requests"
+            self._unavailable(LocalReply(503, "UO", text))
+            return
+        self._start(Attempt(self, endpoint, len(self.attempts) + 1, reason, self.exchange.context.now()))
+
+    def _start(self, attempt: Attempt) -> None:
+        exchange = self.exchange
+        plan = self.plan
+        assert plan is not None
+        self.attempt = attempt
+        self.attempts.append(attempt)
+        if exchange.trace.sampled:
+            attempt.span_id = exchange.trace.new_span_id()
+            attempt.start_ns = exchange.context.tracer.now_ns()
+        policy = plan.route.retry_policy
+        if policy is not None and policy.per_try_timeout:
+            attempt.timer = exchange.context.clock.call_later(
+                policy.per_try_timeout, self._on_try_timeout, attempt, policy.per_try_timeout
+            )
+        if plan.tunnel:
+            attempt.endpoint.acquire_tcp(attempt)
+        else:
+            attempt.endpoint.acquire(attempt)
+
+    def on_stream(self, attempt: Attempt, stream: Stream) -> None:
+        """The attempt has a stream on a ready connection: send what there is of the request."""
+        plan = self.plan
+        assert plan is not None
+        kept = self.kept
+        if plan.tunnel:
+            self.on_response(attempt, ResponseHead(200), False)
+        else:
+            stream.send_request(
+                self._upstream_head(attempt), self.body_ended and not kept and self.trailers is None
+            )
+        if not kept and self.trailers is None:
+            return
+        last = len(kept) - 1
+        for i, data in enumerate(kept):
+            ends = i == last and self.body_ended and self.trailers is None
+            self.on_request_sent(attempt, stream.send_data(data, ends))
+        if self.trailers is not None:
+            stream.send_trailers(self.trailers)
+        if not self._may_resend():
+            self._forget_body()
+
+    def _upstream_head(self, attempt: Attempt) -> RequestHead:
+        exchange = self.exchange
+        target = self.target
+        assert target is not None
+        assert self.plan is not None
+        fresh: tuple[Field, ...] = exchange.trace.outgoing(attempt.span_id)
+        head = exchange.head
+        if head.fresh and not self.plan.merge_fresh:
+            fresh = strip(head.fresh, exchange.downstream.keep_client_cert) + fresh
+        if self.deadline and self.plan.grpc:
+            left = self.deadline - exchange.context.now()
+            fresh = (
+                *(f for f in fresh if f[0] != b"grpc-timeout"),
+                (b"grpc-timeout", format_grpc_timeout(left)),
+            )
+        return target.head.with_fresh(fresh) if fresh else target.head
+
+    def _may_resend(self) -> bool:
+        policy = self.plan.route.retry_policy if self.plan is not None else None
+        return policy is not None and self.retries < policy.num_retries and not self.response_started
+
+    def _forget_body(self) -> None:
+        if self.kept:
+            self.kept = []
+            self.intact = False
+
+    # --- request body ----------------------------------------------------------------------------
+
+    def on_request_data(self, data: bytes, end_stream: bool) -> None:
+        self.body_ended = end_stream
+        attempt = self.attempt
+        stream = attempt.stream if attempt is not None else None
+        if stream is None or (self.intact and self._may_resend()):
+            self.kept.append(data)
+            self.kept_size += len(data)
+            if stream is not None and self.kept_size > KEPT_BODY_LIMIT:
+                self._forget_body()
+        elif data:
+            self.intact = False
+        if stream is not None:
+            assert attempt is not None
+            self.on_request_sent(attempt, stream.send_data(data, end_stream))
+
+    def on_request_trailers(self, fields: tuple[Field, ...]) -> None:
+        self.body_ended = True
+        self.trailers = fields
+        attempt = self.attempt
+        if attempt is not None and attempt.stream is not None:
+            attempt.stream.send_trailers(fields)
+
+    def on_request_sent(self, attempt: Attempt, n: int) -> None:
+        """`n` more body bytes were accepted by the attempt's connection."""
+        attempt.accepted += n
+        ahead = attempt.accepted - self.consumed
+        if ahead > 0:
+            self.consumed += ahead
+            self.exchange.stream.consume(ahead)
+
+    # --- response --------------------------------------------------------------------------------
+
+    def on_response(self, attempt: Attempt, head: ResponseHead, end_stream: bool) -> None:
+        attempt.latency = self.exchange.context.now() - attempt.started
+        plan = self.plan
+        target = self.target
+        assert plan is not None
+        assert target is not None
+        grpc_status = _grpc_status(head.get(b"grpc-status")) if plan.grpc and end_stream else None
+        if plan.route.retry_policy is not None and self._retry_response(
+            attempt, head.status, grpc_status, end_stream
+        ):
+            return
+        self.response_started = True
+        if self.kept:
+            self._forget_body()
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+        if end_stream:
+            self._response_complete(attempt, grpc_status)
+        self.exchange.send_response(rewrite_response(head, target.response_operations), end_stream)
+
+    def on_response_data(self, attempt: Attempt, data: bytes, end_stream: bool) -> int:
+        """Returns how many bytes the downstream accepted at once."""
+        if end_stream:
+            self._response_complete(attempt, None)
+        return self.exchange.send_data(data, end_stream)
+
+    def on_response_trailers(self, attempt: Attempt, fields: tuple[Field, ...]) -> None:
+        grpc_status = None
+        if self.grpc:
+            grpc_status = _grpc_status(next((v for n, v in fields if n == b"grpc-status"), None))
+        self._response_complete(attempt, grpc_status)
+        self.exchange.send_trailers(fields)
+
+    def on_response_sent(self, n: int) -> None:
+        """The downstream accepted `n` bytes that it had kept."""
+        attempt = self.attempt
+        if attempt is not None and attempt.stream is not None:
+            attempt.stream.consume(n)
+
+    def _response_complete(self, attempt: Attempt, grpc_status: int | None) -> None:
+        self.exchange.grpc_status = grpc_status
+        if self.exchange.head.method == b"CONNECT" and not self.body_ended:
+            return  # the other half of the tunnel is still open
+        stream = attempt.stream
+        self._end_attempt(attempt, attempt.status >= 500 or grpc_status == 14)
+        if stream is not None and not self.body_ended:
+            stream.reset(ErrorCode.NO_ERROR)
+        self._cancel_timers()
+
+    def _end_attempt(self, attempt: Attempt, failed: bool) -> None:
+        """Count it out of its cluster, once."""
+        if attempt.ended:
+            return
+        attempt.ended = True
+        attempt.stream = None
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+        if self.exchange.trace.sampled:
+            attempt.end_ns = self.exchange.context.tracer.now_ns()
+        cluster = self.cluster
+        assert cluster is not None
+        cluster.finish(attempt.endpoint, attempt.latency, failed)
+
+    # --- failure ---------------------------------------------------------------------------------
+
+    def on_connect_failure(self, attempt: Attempt, reason: str, overflow: bool) -> None:
+        attempt.outcome = reason
+        self._end_attempt(attempt, not overflow)
+        if overflow:
+            self._unavailable(LocalReply(503, "UO", reason))
+        else:
+            self._failed(Failure.CONNECT, "UF", reason)
+
+    def on_upstream_reset(self, attempt: Attempt, reset: Reset) -> None:
+        where = f"{attempt.endpoint.name} ({attempt.endpoint.address})"
+        text = f"upstream {where} ended the stream: {reset.reason}"
+        attempt.outcome = reset.reason
+        if self.response_started:
+            self._end_attempt(attempt, True)
+            self._cancel_timers()
+            self.exchange.reply(LocalReply(502, "UR", text))
+            return
+        failure = classify(reset)
+        self._end_attempt(attempt, failure is not Failure.NOT_SENT)
+        self._failed(failure, "UC" if not reset.remote else "UR", text)
+
+    def _on_try_timeout(self, attempt: Attempt, seconds: float) -> None:
+        where = f"{attempt.endpoint.name} ({attempt.endpoint.address})"
+        text = f"no response from {where} within {seconds:g} s (per-try timeout)"
+        attempt.cancel(text)
+        self._end_attempt(attempt, True)
+        self._failed(Failure.PER_TRY_TIMEOUT, "UT", text)
+
+    def _on_timeout(self, seconds: float) -> None:
+        attempt = self.attempt
+        where = f" from {attempt.endpoint.name} ({attempt.endpoint.address})" if attempt is not None else ""
+        what = "the response did not end" if self.response_started else f"no response{where}"
+        text = f"{what} within {seconds:g} s (timeout of route {self.plan.route.name if self.plan else ''})"
+        self.cancel(text)
+        if self.target is not None:
+            self.target.stats.timeouts += 1
+        self.exchange.reply(LocalReply(504, "UT", text))
+
+    def _retry_response(
+        self, attempt: Attempt, status: int, grpc_status: int | None, end_stream: bool
+    ) -> bool:
+        """Drop this response and try again, when the policy wants that and it can be done."""
+        assert self.plan is not None
+        policy = self.plan.route.retry_policy
+        assert policy is not None
+        method = self.exchange.head.method
+        if grpc_status is not None:
+            wanted = retries_grpc_status(policy, grpc_status)
+            reason = f"grpc-status {grpc_status}"
+        else:
+            wanted = status >= 400 and retries_status(policy, method, status)
+            reason = f"status {status}"
+        if not wanted or not self._can_retry():
+            return False
+        stream = attempt.stream
+        attempt.outcome = reason
+        self._end_attempt(attempt, True)
+        if stream is not None and not end_stream:
+            stream.reset(ErrorCode.CANCEL)
+        self._retry(reason)
+        return True
+
+    def _can_retry(self) -> bool:
+        """Retries left, body still whole, budget not spent (asking takes from it)."""
+        if not self._may_resend() or not self.intact:
+            return False
+        assert self.cluster is not None
+        if self.cluster.retry_budget.try_acquire(self.exchange.context.now()):
+            return True
+        self.cluster.stats.retry_overflow += 1
+        return False
+
+    def _failed(self, failure: Failure, flag: str, text: str) -> None:
+        assert self.plan is not None
+        policy = self.plan.route.retry_policy
+        method = self.exchange.head.method
+        wanted = policy is not None and retries_failure(policy, method, failure)
+        if wanted and self._can_retry():
+            self._retry(failure.value)
+            return
+        if self.retries:
+            tried = "; ".join(f"{a.endpoint.name}: {a.outcome}" for a in self.attempts)
+            text = f"{text} (after {len(self.attempts)} attempts: {tried})"
+            flag = f"{flag},URX"
+        elif policy is not None and not wanted:
+            text = f"{text}; not sent again: {method.decode('latin-1')} may have been processed"
+        reply = LocalReply(504 if failure is Failure.PER_TRY_TIMEOUT else 503, flag, text)
+        if failure in (Failure.CONNECT, Failure.REFUSED, Failure.NOT_SENT):
+            self._unavailable(reply)
+        else:
+            self._broken(reply)
+
+    def _retry(self, reason: str) -> None:
+        assert self.target is not None
+        assert self.cluster is not None
+        assert self.plan is not None
+        policy = self.plan.route.retry_policy
+        assert policy is not None
+        self.retries += 1
+        self.target.stats.retries += 1
+        self.cluster.stats.retries += 1
+        self.attempt = None
+        endpoint = self.cluster.pick([a.endpoint for a in self.attempts])
+        if endpoint is not None and all(a.endpoint is not endpoint for a in self.attempts):
+            self._try(reason)
+            return
+        context = self.exchange.context
+        ceiling = min(policy.back_off_base * 2 ** (self.retries - 1), policy.back_off_max)
+        handle = context.clock.call_later(context.random.random() * ceiling, self._try, reason)
+        self.stop_waiting = handle.cancel
+
+    def _unavailable(self, reply: LocalReply) -> None:
+        """The request was certainly not processed: another sidecar may send it elsewhere, so it is told."""
+        self._cancel_timers()
+        exchange = self.exchange
+        if exchange.context.inbound and exchange.downstream.trusted:
+            exchange.refuse(ErrorCode.REFUSED_STREAM, reply)
+        else:
+            exchange.reply(reply)
+
+    def _broken(self, reply: LocalReply) -> None:
+        """The request may have been processed: another sidecar decides by the method."""
+        self._cancel_timers()
+        exchange = self.exchange
+        if exchange.context.inbound and exchange.downstream.trusted:
+            exchange.refuse(ErrorCode.INTERNAL_ERROR, reply)
+        else:
+            exchange.reply(reply)
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def cancel(self, why: str = "downstream went away") -> None:
+        """Stop everything that is under way for this request."""
+        if self.stop_waiting is not None:
+            self.stop_waiting()
+            self.stop_waiting = None
+        self._cancel_timers()
+        attempt = self.attempt
+        if attempt is not None and not attempt.ended:
+            attempt.cancel(why)
+            self._end_attempt(attempt, False)
+
+    def _cancel_timers(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def endpoint(self) -> Endpoint | None:
+        """The endpoint of the last attempt."""
+        return self.attempts[-1].endpoint if self.attempts else None
+
+    def __repr__(self) -> str:
+        state = "responding" if self.response_started else "waiting"
+        return f"<RouterRequest {state} attempts={self.attempts!r} kept={self.kept_size}>"
+
+
+def _grpc_status(value: bytes | None) -> int | None:
+    return int(value) if value is not None and value.isdigit() else None

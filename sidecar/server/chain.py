@@ -1,0 +1,196 @@
+"""What a listener does with a secured connection: HTTP through a connection manager, or opaque TCP.
+
+Made by `snapshot.py` from a filter chain; a connection keeps the chain that it started with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol as Interface
+
+from mesh_api.names import MESH_ALPN
+from sidecar.config.resources import ClientCert, Http2Options
+from sidecar.http.context import Downstream, HttpContext
+from sidecar.net.connection import Connection
+from sidecar.protocol.events import Codec, ConnectionHandler, Field, RequestHead, Stream
+from sidecar.protocol.h1 import H1Options, H1ServerCodec
+from sidecar.protocol.raw import RawCodec
+from sidecar.protocol.sniff import Protocol
+from sidecar.server.connection_manager import ConnectionManager
+from sidecar.server.detect import DetectCodec
+from sidecar.server.tcp_proxy import TcpProxy
+from sidecar.telemetry.metrics import ListenerStats
+
+H2_ALPN = ("h2", MESH_ALPN)
+
+
+class MakeH2(Interface):
+    """Makes an HTTP/2 codec; which engine is decided once, in app.py."""
+
+    def __call__(
+        self,
+        client: bool,
+        handler: ConnectionHandler,
+        options: Http2Options,
+        max_header_bytes: int,
+        max_header_count: int,
+        trusted_peer: bool,
+    ) -> Codec: ...
+
+
+class Chain(Interface):
+    def on_connection(self, conn: Connection) -> None:
+        """A connection is secured and has no codec yet."""
+
+    def drain(self, final: bool) -> None: ...
+    def abort(self) -> None: ...
+    @property
+    def active(self) -> int:
+        """Requests and TCP sessions that have not ended."""
+
+
+class Tunnel(Interface):
+    """Takes over CONNECT requests of a forward proxy."""
+
+    def __call__(self, chain: HttpChain, conn: Connection, stream: Stream, head: RequestHead) -> bool: ...
+
+
+class HttpChain:
+    """An HTTP connection manager and its connections."""
+
+    def __init__(
+        self,
+        context: HttpContext,
+        stats: ListenerStats,
+        make_h2: MakeH2,
+        local_identity: Callable[[], str],
+        tunnel: Tunnel | None,
+    ) -> None:
+        self.context = context
+        self.stats = stats
+        self._make_h2 = make_h2
+        self._local_identity = local_identity
+        self._tunnel = tunnel
+        self.managers: set[ConnectionManager] = set()
+
+    def on_connection(self, conn: Connection) -> None:
+        codec = self.context.config.codec
+        if conn.peer.alpn in H2_ALPN or codec == "HTTP2":
+            self.serve(conn, Protocol.HTTP2)
+        elif conn.peer.alpn == "http/1.1" or codec == "HTTP1":
+            self.serve(conn, Protocol.HTTP1)
+        else:
+            self.detect(conn)
+
+    def detect(self, conn: Connection) -> None:
+        """Sniff first."""
+
+        def detected(protocol: Protocol) -> None:
+            # What is neither preface nor request line gets HTTP/1's 400: it names the problem.
+            self.serve(conn, Protocol.HTTP2 if protocol is Protocol.HTTP2 else Protocol.HTTP1)
+
+        conn.set_codec(DetectCodec(self.context.clock, detected, _ignore))
+
+    def serve(self, conn: Connection, protocol: Protocol) -> None:
+        """Give the connection a codec and a manager."""
+        stats = self.stats
+        name = protocol.name.lower()
+        stats.detected[name] = stats.detected.get(name, 0) + 1
+        http2 = protocol is Protocol.HTTP2
+        downstream = self._downstream(conn, http2)
+        tunnel = self._on_tunnel if self._tunnel is not None else None
+        manager = ConnectionManager(self.context, conn, downstream, stats, self.managers.discard, tunnel)
+        self.managers.add(manager)
+        config = self.context.config
+        header_bytes = config.max_request_headers_kb * 1024
+        if http2:
+            conn.set_codec(
+                self._make_h2(
+                    False,
+                    manager,
+                    config.http2,
+                    header_bytes,
+                    config.max_headers_count,
+                    conn.peer.alpn == MESH_ALPN,
+                )
+            )
+        else:
+            options = H1Options(max_header_bytes=header_bytes, max_header_count=config.max_headers_count)
+            conn.set_codec(H1ServerCodec(manager, options))
+
+    def _downstream(self, conn: Connection, http2: bool) -> Downstream:
+        peer = conn.peer
+        config = self.context.config
+        mode = config.client_cert
+        identity = peer.uri_sans[0] if peer.uri_sans else ""
+        added: tuple[Field, ...] = ()
+        if identity and mode in (ClientCert.SANITIZE_SET, ClientCert.APPEND_FORWARD):
+            value = f"By={self._local_identity()};Hash={peer.cert_sha256}"
+            if config.client_cert_uri:
+                value += f";URI={identity}"
+            added = ((b"x-forwarded-client-cert", value.encode()),)
+        keep = mode is ClientCert.ALWAYS_FORWARD_ONLY or (
+            bool(identity) and mode in (ClientCert.FORWARD_ONLY, ClientCert.APPEND_FORWARD)
+        )
+        return Downstream(
+            http2=http2,
+            protocol="HTTP/2" if http2 else "HTTP/1.1",
+            remote=peer.remote,
+            peer=identity,
+            client_cert=added,
+            keep_client_cert=keep,
+            trusted=http2 and bool(identity),
+        )
+
+    def _on_tunnel(self, conn: Connection, stream: Stream, head: RequestHead) -> bool:
+        return self._tunnel is not None and self._tunnel(self, conn, stream, head)
+
+    @property
+    def active(self) -> int:
+        return sum(len(manager.exchanges) for manager in self.managers)
+
+    def drain(self, final: bool) -> None:
+        for manager in list(self.managers):
+            manager.drain(final)
+
+    def abort(self) -> None:
+        for manager in list(self.managers):
+            manager.abort()
+
+    def __repr__(self) -> str:
+        return f"<HttpChain connections={len(self.managers)} active={self.active}>"
+
+
+class TcpChain:
+    """A TCP proxy and its sessions."""
+
+    def __init__(self, proxy: TcpProxy, stats: ListenerStats) -> None:
+        self.proxy = proxy
+        self.stats = stats
+
+    def on_connection(self, conn: Connection) -> None:
+        self.stats.detected["tcp"] = self.stats.detected.get("tcp", 0) + 1
+        codec = RawCodec(None)
+        session = self.proxy.accept(codec.stream, conn.peer.remote)
+        conn.set_codec(codec)
+        session.connect(self.proxy.pick_cluster())
+
+    @property
+    def active(self) -> int:
+        return len(self.proxy.sessions)
+
+    def drain(self, final: bool) -> None:
+        """Opaque TCP cannot be told to go: sessions last until they end or the deadline passes."""
+
+    def abort(self) -> None:
+        for session in list(self.proxy.sessions):
+            if session.upstream is not None:
+                session.upstream.cancel()
+            session.fail("DT", "the sidecar's drain deadline has passed")
+
+    def __repr__(self) -> str:
+        return f"<TcpChain {self.proxy.config.stat_prefix} sessions={self.active}>"
+
+
+def _ignore(reason: str) -> None:
+    """A connection that ended before it said anything leaves nothing to clean up."""

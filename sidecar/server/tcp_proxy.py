@@ -1,0 +1,278 @@
+"""Opaque TCP: joins a downstream byte stream with one to an endpoint, or a CONNECT stream to its sidecar.
+
+Called by `detect.py` for TCP listeners and for what a CONNECT tunnel carries that is not HTTP. Bytes are
+never looked at. Half-close passes in each direction by itself; back-pressure is the streams' own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from random import Random
+
+from sidecar.config.resources import TcpProxyConfig
+from sidecar.http.context import ClusterSource
+from sidecar.net.connection import PeerInfo
+from sidecar.protocol.events import ErrorCode, Field, RequestHead, Reset, ResponseHead, Stream
+from sidecar.telemetry.access_log import AccessLog, AccessRecord
+from sidecar.upstream.cluster import Cluster
+from sidecar.upstream.endpoint import Endpoint
+
+
+class TcpProxy:
+    """Where a listener's connections go; one session each."""
+
+    def __init__(
+        self,
+        config: TcpProxyConfig,
+        clusters: ClusterSource,
+        random: Random,
+        now: Callable[[], float],
+        access_log: AccessLog | None,
+    ) -> None:
+        self.config = config
+        self.clusters = clusters
+        self.now = now
+        self.access_log = access_log
+        self._random = random
+        self.sessions: set[TcpSession] = set()
+
+    def accept(self, stream: Stream, remote: tuple[str, int]) -> TcpSession:
+        """A session that handles `stream`; what comes waits until it is told where to connect."""
+        session = TcpSession(self, stream, remote)
+        stream.handler = session
+        self.sessions.add(session)
+        return session
+
+    def pick_cluster(self) -> str:
+        """One of the configured clusters, by weight."""
+        clusters = self.config.clusters
+        return self._random.choices([c.name for c in clusters], [c.weight for c in clusters])[0]
+
+
+class TcpSession:
+    """Handler of the downstream stream. Bytes that come before the upstream is there wait in `early`; they
+    are not consumed, so the stream's window bounds them."""
+
+    def __init__(self, proxy: TcpProxy, stream: Stream, remote: tuple[str, int]) -> None:
+        self.proxy = proxy
+        self.stream = stream
+        self.remote = remote
+        self.cluster_name = ""
+        self.cluster: Cluster | None = None
+        self.upstream: TcpUpstream | None = None
+        self.tried: list[Endpoint] = []
+        self.early: list[bytes] = []
+        self.request_ended = False
+        self.response_ended = False
+        self.done = False
+        self.started = proxy.now()
+        self.bytes_in = 0
+        self.bytes_out = 0
+
+    def connect(self, cluster_name: str) -> None:
+        """Join the stream with one to this cluster."""
+        self.cluster_name = cluster_name
+        if not self.done:
+            self.try_next()
+
+    def try_next(self) -> None:
+        """Try an endpoint that was not tried yet."""
+        cluster = self.proxy.clusters.get(self.cluster_name)
+        if cluster is None:
+            self.fail("NC", f"cluster {self.cluster_name} is not configured")
+            return
+        self.cluster = cluster
+        endpoint = cluster.pick(self.tried)
+        if endpoint is None or endpoint in self.tried:
+            self.fail("UH", f"no endpoint of cluster {cluster.name} is left to try: {cluster.why_none()}")
+            return
+        if not cluster.begin(endpoint):
+            self.fail("UO", f"cluster {cluster.name} has reached its limit of concurrent requests")
+            return
+        self.tried.append(endpoint)
+        self.upstream = TcpUpstream(self, endpoint)
+        self.upstream.connect()
+
+    # --- from downstream -------------------------------------------------------------------------
+
+    def on_data(self, data: bytes, end_stream: bool) -> None:
+        self.bytes_in += len(data)
+        self.request_ended = end_stream
+        upstream = self.upstream
+        if upstream is not None and upstream.established:
+            assert upstream.stream is not None
+            n = upstream.stream.send_data(data, end_stream)
+            if n:
+                self.stream.consume(n)
+        else:
+            self.early.append(data)
+        if end_stream and self.response_ended:
+            self.finish("", "")
+
+    def on_trailers(self, fields: tuple[Field, ...]) -> None:
+        self.on_data(b"", True)
+
+    def on_sent(self, n: int) -> None:
+        if self.upstream is not None and self.upstream.stream is not None:
+            self.upstream.stream.consume(n)
+
+    def on_reset(self, reset: Reset) -> None:
+        if not self.done:
+            if self.upstream is not None:
+                self.upstream.cancel()
+            self.finish("DC", reset.reason)
+
+    def on_response(self, head: ResponseHead, end_stream: bool) -> None:
+        raise AssertionError("a server's stream receives no response")
+
+    def on_informational(self, head: ResponseHead) -> None:
+        raise AssertionError("a server's stream receives no response")
+
+    # --- from upstream ---------------------------------------------------------------------------
+
+    def on_established(self, stream: Stream) -> None:
+        """The other side is there: what waited goes out."""
+        last = len(self.early) - 1
+        for i, data in enumerate(self.early):
+            n = stream.send_data(data, self.request_ended and i == last)
+            if n:
+                self.stream.consume(n)
+        self.early = []
+
+    def fail(self, flag: str, text: str) -> None:
+        """Cut the downstream connection: TCP has no other way to say no."""
+        if not self.done:
+            self.stream.reset(ErrorCode.CONNECT_ERROR)
+            self.finish(flag, text)
+
+    def finish(self, flag: str, text: str) -> None:
+        """Both directions have ended, or the session was cut. Logged once."""
+        if self.done:
+            return
+        self.done = True
+        self.proxy.sessions.discard(self)
+        upstream = self.upstream
+        if upstream is not None:
+            upstream.release(failed=bool(flag) and flag != "DC")
+        log = self.proxy.access_log
+        if log is not None:
+            log.write(
+                AccessRecord(
+                    start=time.time() - (self.proxy.now() - self.started),
+                    direction="outbound",
+                    method=b"CONNECT",
+                    path=b"",
+                    authority=self.cluster_name.encode(),
+                    protocol="TCP",
+                    status=0 if flag else 200,
+                    grpc_status=None,
+                    flags=flag,
+                    details=text,
+                    duration=self.proxy.now() - self.started,
+                    bytes_received=self.bytes_in,
+                    bytes_sent=self.bytes_out,
+                    upstream=self.tried[-1].name if self.tried else "",
+                    attempts=len(self.tried),
+                    route="tcp",
+                    cluster=self.cluster_name,
+                    peer="",
+                    trace_id=b"",
+                )
+            )
+
+    def __repr__(self) -> str:
+        return f"<TcpSession {self.remote} to {self.cluster_name} in={self.bytes_in} out={self.bytes_out}>"
+
+
+class TcpUpstream:
+    """Handler of the upstream stream, plain TCP or CONNECT."""
+
+    def __init__(self, session: TcpSession, endpoint: Endpoint) -> None:
+        self.session = session
+        self.endpoint = endpoint
+        self.stream: Stream | None = None
+        self.established = False
+        self._released = False
+        self._tunnel = session.proxy.config.tunneling and not endpoint.config.plaintext
+
+    def connect(self) -> None:
+        if self._tunnel:
+            self.endpoint.acquire(self)
+        else:
+            self.endpoint.acquire_tcp(self)
+
+    def on_stream(self, stream: Stream, peer: PeerInfo) -> None:
+        self.stream = stream
+        if self._tunnel:
+            authority = self.session.proxy.config.tunneling_hostname or self.endpoint.config.tunnel_authority
+            stream.send_request(
+                RequestHead(b"CONNECT", b"", (authority or str(self.endpoint.address)).encode(), b""), False
+            )
+        else:
+            self._establish(stream)
+
+    def _establish(self, stream: Stream) -> None:
+        self.established = True
+        self.session.on_established(stream)
+
+    def on_connect_failure(self, reason: str, overflow: bool) -> None:
+        self.release(failed=not overflow)
+        self.session.try_next()
+
+    def on_response(self, head: ResponseHead, end_stream: bool) -> None:
+        assert self.stream is not None
+        if 200 <= head.status < 300 and not end_stream:
+            self._establish(self.stream)
+            return
+        text = f"{self.endpoint.name} answered the CONNECT for {self.session.cluster_name} with {head.status}"
+        self.cancel()
+        self.session.fail("UF", text)
+
+    def on_informational(self, head: ResponseHead) -> None:
+        """Nothing to pass on: TCP has no interim answers."""
+
+    def on_data(self, data: bytes, end_stream: bool) -> None:
+        session = self.session
+        session.bytes_out += len(data)
+        stream = self.stream
+        n = session.stream.send_data(data, end_stream)
+        if n and stream is not None:
+            stream.consume(n)
+        if end_stream:
+            session.response_ended = True
+            if session.request_ended:
+                session.finish("", "")
+
+    def on_trailers(self, fields: tuple[Field, ...]) -> None:
+        self.on_data(b"", True)
+
+    def on_sent(self, n: int) -> None:
+        self.session.stream.consume(n)
+
+    def on_reset(self, reset: Reset) -> None:
+        self.stream = None
+        session = self.session
+        if not self.established and not reset.processed:
+            self.release(failed=True)
+            session.try_next()
+        else:
+            session.fail("UR", f"upstream {self.endpoint.name} ended the connection: {reset.reason}")
+
+    def cancel(self) -> None:
+        """The downstream is gone."""
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            stream.reset(ErrorCode.CANCEL)
+        elif not self._released:
+            self.endpoint.cancel(self)
+
+    def release(self, failed: bool) -> None:
+        """Count it out of its cluster, once."""
+        if not self._released:
+            self._released = True
+            assert self.session.cluster is not None
+            self.session.cluster.finish(self.endpoint, None, failed)
+
+    def __repr__(self) -> str:
+        return f"<TcpUpstream {self.endpoint.name} {'established' if self.established else 'connecting'}>"
