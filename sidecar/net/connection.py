@@ -16,7 +16,7 @@ import socket
 import struct
 from typing import Protocol, cast
 
-from sidecar.net.handshakes import handshake_queue
+from sidecar.net.handshakes import Handshake
 from sidecar.net.peer import PeerInfo, read_certificate
 from sidecar.net.sockets import Address
 from sidecar.net.tls import TlsError, TlsParameters, TlsSession
@@ -24,7 +24,6 @@ from sidecar.protocol.events import Codec
 
 __all__ = ["ConnectError", "Connection", "ConnectionOwner", "PeerInfo", "connect"]
 
-HANDSHAKE_TIMEOUT = 10.0
 MAX_UNREAD = 65536
 """Bytes kept for a codec that is not set yet; past it the socket is not read."""
 LINGER_INTERVAL = 1.0
@@ -60,7 +59,7 @@ class ConnectionOwner(Protocol):
 
 
 class HalfClosing(Protocol):
-    """A codec of opaque TCP: with `want_eof` set, FIN is sent once its output is, and reading goes on."""
+    """A codec that can half-close: with `want_eof` set, FIN follows its output, and reading goes on."""
 
     want_eof: bool
 
@@ -79,8 +78,7 @@ class Connection(asyncio.Protocol):
         "_closing",
         "_flush_scheduled",
         "_half_closing",
-        "_handshake_begun",
-        "_handshake_timer",
+        "_handshake",
         "_linger_timer",
         "_loop",
         "_next_codec",
@@ -90,10 +88,8 @@ class Connection(asyncio.Protocol):
         "_reason",
         "_receiving",
         "_reported",
-        "_secured",
         "_server_side",
         "_session",
-        "_step_submitted",
         "_tls",
         "_transport",
         "_unread",
@@ -127,11 +123,8 @@ class Connection(asyncio.Protocol):
         self._unread = b""
         self._next_codec: Codec | None = None
         self._reason = ""
-        self._handshake_timer: asyncio.TimerHandle | None = None
+        self._handshake: Handshake | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
-        self._secured = False
-        self._step_submitted = False
-        self._handshake_begun = False
         self._receiving = False
         self._flush_scheduled = False
         self._read_paused = False
@@ -149,12 +142,12 @@ class Connection(asyncio.Protocol):
         """Server side, in `on_unread`: what was read so far begins a TLS handshake. `on_secured` follows."""
         if self._session is not None or self.codec is not None:
             raise RuntimeError(f"{self!r} cannot start TLS: it has a codec or TLS already")
-        self._secured = False
-        self._session = TlsSession(tls, self._server_side)
         self._tls = tls
-        self._handshake_timer = self._loop.call_later(HANDSHAKE_TIMEOUT, self._on_handshake_timeout)
-        if self._unread or not self._server_side:
-            self._submit_handshake_step()
+        self._session = TlsSession(tls, self._server_side)
+        self._handshake = Handshake(self._loop, self._session, self._on_handshake_step, self._fail_handshake)
+        data = self.take_unread()
+        if data or not self._server_side:
+            self._handshake.feed(data)
 
     def set_codec(self, codec: Codec) -> None:
         """Let `codec` have the connection, starting with the bytes not read yet. Called again, it swaps
@@ -168,6 +161,7 @@ class Connection(asyncio.Protocol):
         if old is not None:
             self._retire(old)
         if self._closing:
+            self._reported = True
             codec.connection_lost(self._reason or "connection closed")
             return
         self._half_closing = hasattr(codec, "want_eof")
@@ -252,9 +246,9 @@ class Connection(asyncio.Protocol):
             return
         session = self._session
         if session is not None:
-            if not self._secured:
-                self._keep_unread(data)
-                self._submit_handshake_step()
+            if self._handshake is not None:
+                if self._handshake.feed(data) >= MAX_UNREAD:
+                    self._on_read_pause(True)
                 return
             data = session.decrypt(data)
             if session.error or session.peer_closed:
@@ -278,10 +272,14 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return False
         session = self._session
-        if session is not None:
-            if not self._secured:
-                self._fail(self._handshake_failure("peer closed the connection"))
-            elif not session.peer_closed:
+        if self._handshake is not None:
+            self._handshake.feed_eof()
+            if self._closing:
+                return False
+        if self._handshake is not None:
+            self._fail_handshake("peer closed the connection")
+        elif session is not None:
+            if not session.peer_closed:
                 self._fail("TLS connection truncated: peer closed TCP without close_notify")
         elif self.codec is None:
             self._fail("peer closed the connection")
@@ -305,59 +303,39 @@ class Connection(asyncio.Protocol):
             self._linger_timer.cancel()
             self._linger_timer = None
         if exc is not None and not self._reason:
-            self._reason = (
-                str(exc).lower() if isinstance(exc, ConnectionError) else f"{exc or type(exc).__name__}"
-            )
-        if self._session is not None and not self._secured:
+            self._reason = _describe(exc)
+        if self._handshake is not None:
             self._reason = self._handshake_failure(self._reason or "peer closed the connection")
         self._transport = None
         self._report()
 
     # --- TLS
 
-    def _submit_handshake_step(self) -> None:
-        if not self._step_submitted:
-            self._step_submitted = True
-            handshake_queue(self._loop).submit(self._handshake_step, begun=self._handshake_begun)
-
-    def _handshake_step(self) -> None:
-        self._step_submitted = False
-        if self._closing:
-            return
-        try:
-            self._do_handshake()
-        except BaseException:
-            self.abort("internal error")  # as the loop does when `data_received` raises
-            raise
-
-    def _do_handshake(self) -> None:
+    def _on_handshake_step(self, rest: bytes | None) -> None:
         session, transport = self._session, self._transport
         assert session is not None
-        assert transport is not None
-        self._handshake_begun = True
-        data, self._unread = self._unread, b""
-        try:
-            rest = session.handshake(data)
-        except TlsError as error:
-            self._fail(self._handshake_failure(str(error)))
+        if self._closing or transport is None:
             return
         output = session.take_output()
         if output:
             transport.write(output)
-        if self._read_paused:
-            self._on_read_pause(False)
+        self._on_read_pause(False)
         if rest is None:
             return
         problem = self._identify_peer(session)
         if problem:
-            self._fail(self._handshake_failure(problem))
+            self._fail_handshake(problem)
             return
-        self._on_secured()
-        plain = session.decrypt(rest)
-        if session.error or session.peer_closed:
-            self._deliver_last(session, plain)
-        elif plain:
-            self._deliver(plain)
+        try:
+            self._on_secured()
+            plain = session.decrypt(rest)
+            if session.error or session.peer_closed:
+                self._deliver_last(session, plain)
+            elif plain:
+                self._deliver(plain)
+        except BaseException:
+            self.abort("internal error")  # as the loop does when `data_received` raises
+            raise
 
     def _identify_peer(self, session: TlsSession) -> str | None:
         assert self._tls is not None
@@ -374,22 +352,19 @@ class Connection(asyncio.Protocol):
         return self._tls.check_peer(self.peer)
 
     def _on_secured(self) -> None:
-        self._secured = True
-        if self._handshake_timer is not None:
-            self._handshake_timer.cancel()
-            self._handshake_timer = None
+        if self._handshake is not None:
+            self._handshake.stop()
+            self._handshake = None
         waiter, self._waiter = self._waiter, None
         self._owner.on_secured(self)
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def _on_handshake_timeout(self) -> None:
-        self._handshake_timer = None
-        self._fail(self._handshake_failure(f"timed out after {HANDSHAKE_TIMEOUT:g} s"))
+    def _fail_handshake(self, reason: str) -> None:
+        self._fail(self._handshake_failure(reason))
 
-    def _handshake_failure(self, text: str) -> str:
-        prefix = f"TLS handshake with {self.peer.remote_text} failed: "
-        return text if text.startswith(prefix) else prefix + text
+    def _handshake_failure(self, reason: str) -> str:
+        return f"TLS handshake with {self.peer.remote_text} failed: {reason}"
 
     # --- to the codec
 
@@ -453,9 +428,9 @@ class Connection(asyncio.Protocol):
         if self._reported:
             return
         self._reported = True
-        if self._handshake_timer is not None:
-            self._handshake_timer.cancel()
-            self._handshake_timer = None
+        if self._handshake is not None:
+            self._handshake.stop()
+            self._handshake = None
         reason = self._reason or ("peer closed the connection" if self._peer_eof else "connection closed")
         codec = self.codec
         if self._waiter is not None:
@@ -492,7 +467,10 @@ class Connection(asyncio.Protocol):
         if data:
             self._write(data)
         if active.should_close or self._close_wanted:
-            self._begin_close()
+            if getattr(active, "abort", False):
+                self.abort()
+            else:
+                self._begin_close()
         elif self._half_closing and cast(HalfClosing, active).want_eof:
             self.write_eof()
 
@@ -565,9 +543,15 @@ class Connection(asyncio.Protocol):
     def __repr__(self) -> str:
         side = "server" if self._server_side else "client"
         state = "closed" if self._transport is None else "closing" if self._closing else "open"
-        if state == "open" and not self._secured:
+        if self._handshake is not None:
             state = "handshaking"
         return f"<Connection {side} {self.peer.local} {self.peer.remote} {state} codec={self.codec!r}>"
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
+    return str(error) or type(error).__name__
 
 
 def _nothing() -> None:
@@ -604,8 +588,7 @@ async def connect(
     except socket.gaierror as error:
         raise ConnectError(f"cannot connect to {address}: {error.strerror}", "dns") from error
     except OSError as error:
-        text = os.strerror(error.errno).lower() if error.errno else str(error)
-        raise ConnectError(f"cannot connect to {address}: {text}", "tcp") from error
+        raise ConnectError(f"cannot connect to {address}: {_describe(error)}", "tcp") from error
     finally:
         if not waiter.done() or waiter.cancelled():
             waiter.cancel()

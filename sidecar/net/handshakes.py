@@ -1,16 +1,21 @@
-"""Takes turns between TLS handshakes, so that a storm of reconnecting peers stalls nobody else.
+"""TLS handshakes, and the turns they take so that a storm of reconnecting peers stalls nobody else.
 
-A handshake step costs up to a millisecond of public-key arithmetic. `connection.py` submits its steps
-here; a few run in each turn of the event loop, and between turns established connections are served.
-Nothing waits for a peer, so peers that go silent in mid-handshake hold nobody up.
+A handshake step costs up to a millisecond of public-key arithmetic. A few steps run in each turn of the
+event loop, and between turns established connections are served. Nothing waits for a peer, so peers that
+go silent in mid-handshake hold nobody up. Used by `connection.py` alone; it does all the writing.
 """
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop
+from asyncio import AbstractEventLoop, TimerHandle
 from collections import deque
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
+
+from sidecar.net.tls import TlsError, TlsSession
+
+HANDSHAKE_TIMEOUT = 10.0
+"""Seconds that a handshake may take, waiting for its turn included."""
 
 STEPS_PER_TURN = 4
 """About two milliseconds of arithmetic."""
@@ -60,3 +65,67 @@ def handshake_queue(loop: AbstractEventLoop) -> HandshakeQueue:
     if queue is None:
         queue = _queues[loop] = HandshakeQueue(loop.call_soon)
     return queue
+
+
+class Handshake:
+    """The handshake of one session: bytes in through `feed`, until it is done, fails or is stopped."""
+
+    __slots__ = ("_begun", "_loop", "_on_failure", "_on_step", "_session", "_submitted", "_timer", "_unread")
+
+    def __init__(
+        self,
+        loop: AbstractEventLoop,
+        session: TlsSession,
+        on_step: Callable[[bytes | None], None],
+        on_failure: Callable[[str], None],
+    ) -> None:
+        """`on_step` gets what `TlsSession.handshake` returned, `on_failure` the reason. After either the
+        session may have output."""
+        self._loop = loop
+        self._session = session
+        self._on_step = on_step
+        self._on_failure = on_failure
+        self._unread = b""
+        self._begun = False
+        self._submitted = False
+        self._timer: TimerHandle | None = loop.call_later(HANDSHAKE_TIMEOUT, self._on_timeout)
+
+    def feed(self, data: bytes) -> int:
+        """More bytes from the peer, or b"" to begin as a client. Returns how many wait for their turn."""
+        self._unread += data
+        if not self._submitted:
+            self._submitted = True
+            handshake_queue(self._loop).submit(self._step, begun=self._begun)
+        return len(self._unread)
+
+    def feed_eof(self) -> None:
+        """The peer has closed: take what it sent before, which may be an alert, out of turn."""
+        if self._unread:
+            self._step()
+
+    def stop(self) -> None:
+        """It is done or of no more use. No callback follows."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _step(self) -> None:
+        if self._timer is None:
+            return
+        self._submitted = False
+        self._begun = True
+        data, self._unread = self._unread, b""
+        try:
+            rest = self._session.handshake(data)
+        except TlsError as error:
+            self._on_failure(str(error))
+        else:
+            self._on_step(rest)
+
+    def _on_timeout(self) -> None:
+        self._timer = None
+        self._on_failure(f"timed out after {HANDSHAKE_TIMEOUT:g} s")
+
+    def __repr__(self) -> str:
+        state = "over" if self._timer is None else "begun" if self._begun else "waiting"
+        return f"<Handshake {state} unread={len(self._unread)}>"

@@ -22,19 +22,20 @@ class Address(Protocol):
     def port(self) -> int: ...
 
 
-class ListenError(Exception):
+class ListenError(OSError):
     """A listening socket could not be made; the text says where, why and what to do."""
 
 
-def listen(address: Address, backlog: int = DEFAULT_BACKLOG) -> socket.socket:
+def bind_listener(address: Address, name: str = "", backlog: int = DEFAULT_BACKLOG) -> socket.socket:
     """A bound, listening, non-blocking TCP socket. `host` is an IPv4 or IPv6 address; port 0 takes any.
 
-    An IPv6 socket takes IPv6 alone. Raises ListenError.
+    `name` is the listener's, for errors. An IPv6 socket takes IPv6 alone. Raises ListenError.
     """
+    what = f"listener {name} cannot bind {address}" if name else f"cannot bind {address}"
     try:
         family = socket.getaddrinfo(address.host, address.port, flags=socket.AI_NUMERICHOST)[0][0]
     except socket.gaierror as error:
-        raise ListenError(f"cannot listen on {address}: {address.host!r} is not an IP address") from error
+        raise ListenError(f"{what}: {address.host!r} is not an IP address") from error
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -45,7 +46,7 @@ def listen(address: Address, backlog: int = DEFAULT_BACKLOG) -> socket.socket:
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        raise ListenError(f"cannot listen on {address}: {_advice(error, address)}") from error
+        raise ListenError(f"{what}: {_advice(error, address)}") from error
     return sock
 
 
