@@ -26,6 +26,8 @@ __all__ = ["ConnectError", "Connection", "ConnectionOwner", "PeerInfo", "connect
 
 MAX_UNREAD = 65536
 """Bytes kept for a codec that is not set yet; past it the socket is not read."""
+WRITE_HIGH_WATER = 65536
+WRITE_LOW_WATER = 16384
 LINGER_INTERVAL = 1.0
 """How long a closed connection waits for the peer's FIN, so that closing over unread input does not
 destroy the last answer by a reset (RFC 9112 section 9.6); and how often it looks for progress before."""
@@ -231,6 +233,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        # uvloop's own low mark is 16 bytes: the socket would run dry before the codec may go on.
+        self._transport.set_write_buffer_limits(WRITE_HIGH_WATER, WRITE_LOW_WATER)
         remote = transport.get_extra_info("peername") or ("", 0)
         local = transport.get_extra_info("sockname") or ("", 0)
         self.peer = PeerInfo((remote[0], remote[1]), (local[0], local[1]))

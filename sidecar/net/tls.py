@@ -150,7 +150,7 @@ class TlsSession:
             self._count_idle(size)
             return b""
         except ssl.SSLError as error:
-            self.error = describe(error)
+            self._end(error)
             return b""
         if not plain:
             self.peer_closed = True
@@ -185,7 +185,7 @@ class TlsSession:
             except ssl.SSLWantReadError:
                 return
             except ssl.SSLError as error:
-                self.error = describe(error)
+                self._end(error)
                 return
             if not plain:
                 self.peer_closed = True
@@ -193,6 +193,12 @@ class TlsSession:
             parts.append(plain)
             if not incoming.pending and not pending():
                 return
+
+    def _end(self, error: ssl.SSLError) -> None:
+        if isinstance(error, ssl.SSLZeroReturnError):  # close_notify after this side has sent its own
+            self.peer_closed = True
+        else:
+            self.error = describe(error)
 
     def _count_idle(self, change: int) -> None:
         self._idle_bytes = max(0, self._idle_bytes + change)
