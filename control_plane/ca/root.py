@@ -54,6 +54,16 @@ def from_files(
     return _checked_authority(certificate, key_path, key, trust_domain, max_leaf_lifetime, now)
 
 
+def publish(directory: Path, authority: CertificateAuthority) -> None:
+    """Writes the root of an authority given as files to `root.pem` in `directory`, where sidecars on this
+    machine look for it. Raises CaError."""
+    store.private_directory(directory)
+    path = directory / ROOT_FILE
+    if (directory / ROOT_KEY_FILE).exists():
+        raise CaError(f"{directory} holds a self-made root: use another --ca-dir, or no --ca-cert")
+    store.replace(path, authority.root_pem.encode(), store.PUBLIC_MODE)
+
+
 def _checked_authority(
     path: Path,
     key_path: Path,

@@ -22,7 +22,7 @@ from control_plane.xds.debounce import Debouncer
 from control_plane.xds.session import DeltaSession, ProtocolError, Session, SotwSession
 from control_plane.xds.snapshot_cache import ResourceSource, WatchIndex
 from control_plane.xds.subscription import Acknowledgement, NackInfo, Subscription
-from control_plane.xds.types import node_info, short_name
+from control_plane.xds.types import metric_label, node_info, short_name
 
 SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 
@@ -62,7 +62,7 @@ class ClientStatus:
 
 
 class DiscoveryCounts:
-    """What the metrics show; totals since the start, by type URL."""
+    """What the metrics show; totals since the start, acks and nacks by `types.metric_label`."""
 
     def __init__(self) -> None:
         self.streams = 0
@@ -76,7 +76,7 @@ class DiscoveryCounts:
         return f"<DiscoveryCounts pushes={self.pushes} acks={self.acks.total()} nacks={self.nacks.total()}>"
 
     def record(self, answer: Acknowledgement) -> None:
-        (self.acks if answer.nack is None else self.nacks)[answer.type_url] += 1
+        (self.acks if answer.nack is None else self.nacks)[metric_label(answer.type_url)] += 1
         self.ack_seconds += answer.seconds
 
 
@@ -106,11 +106,15 @@ class DiscoveryServer:
         source: ResourceSource,
         authenticate: Authenticate,
         options: DiscoveryOptions,
+        not_ready: Callable[[], str | None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`not_ready`: why nothing can be answered yet. A stream is refused then: told that its resources
+        do not exist, a client that ran on would drop what it holds."""
         self.counts = DiscoveryCounts()
         self._source = source
         self._authenticate = authenticate
+        self._not_ready = not_ready
         self._clock = clock
         self._watches: WatchIndex[Session] = WatchIndex()
         self._streams: dict[Session, _Stream] = {}
@@ -183,6 +187,8 @@ class DiscoveryServer:
 
     async def _serve(self, context: Any, variant: type[DeltaSession] | type[SotwSession]) -> None:
         identity = await self._authenticate(context)
+        if (reason := self._not_ready()) is not None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"the control plane is not ready: {reason}")
         data = await context.read()
         if data is grpc.aio.EOF or self._stopping:
             return

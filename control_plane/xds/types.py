@@ -36,6 +36,11 @@ def short_name(type_url: str) -> str:
     return _SHORT.get(type_url) or type_url.rpartition(".")[2]
 
 
+def metric_label(type_url: str) -> str:
+    """`CDS` and so on; `other` for types that only the wire names, so that labels stay few."""
+    return _SHORT.get(type_url, "other")
+
+
 def node_info(node: Any, identity: Identity) -> NodeInfo:
     """The client of a stream, from `core.v3.Node` and the identity that its token proved."""
     agent = node.user_agent_name.lower()

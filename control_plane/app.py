@@ -1,0 +1,199 @@
+"""The control plane put together: source, pipeline, authority, ADS, signing, status page; from start to stop.
+
+`run` is called by the command line. Nothing else knows all the parts; nothing here decides anything about
+routes or protocols.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from control_plane.ca import root
+from control_plane.ca.attestation import JoinTokens
+from control_plane.ca.authority import CertificateAuthority
+from control_plane.ca.service import Authenticator, CertificateService
+from control_plane.ca.serving import ServingCertificate
+from control_plane.model.mesh import Mesh
+from control_plane.model.problem import Problem
+from control_plane.settings import Settings, split_address
+from control_plane.status import StatusServer, StatusSources
+from control_plane.xds.server import DiscoveryOptions, DiscoveryServer
+from control_plane.xds.snapshot_cache import ResourceSource
+
+CONNECTION_GRACE = timedelta(seconds=5)
+"""From asking a client to connect anew to closing its old connection."""
+
+log = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """The control plane cannot start; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Where resources come from, and how it is kept up to date."""
+
+    resources: ResourceSource
+    problems: Callable[[], Sequence[Problem]]
+    loaded: Callable[[], bool]
+    """Whether there has been a configuration without errors since the start."""
+    follow: Callable[[asyncio.Event], Awaitable[None]]
+    """Keeps reading until the event is set."""
+
+
+class ControlPlane:
+    """One control plane. `start`, then `follow` until it is to end, then `stop`; all on one event loop."""
+
+    def __init__(self, settings: Settings, configuration: Configuration) -> None:
+        """Raises CaError."""
+        self.settings = settings
+        self.port = 0
+        self.status_port = 0
+        self.authority = make_authority(settings)
+        self._configuration = configuration
+        self._stopping = False
+        self._authenticator = Authenticator(JoinTokens.in_directory(settings.ca_dir))
+        self._certificates = CertificateService(self.authority, self._authenticator)
+        self._serving = ServingCertificate(self.authority, settings.server_names)
+        options = DiscoveryOptions(settings.push_quiet.total_seconds(), settings.push_longest.total_seconds())
+        self.discovery = DiscoveryServer(
+            configuration.resources, self._authenticator, options, self._not_ready
+        )
+        self._status = StatusServer(
+            StatusSources(
+                discovery=self.discovery,
+                authority=self.authority,
+                serving=self._serving,
+                certificates=self._certificates,
+                authenticator=self._authenticator,
+                problems=configuration.problems,
+                not_ready=self._not_ready,
+            )
+        )
+        self._server: Any = None
+
+    def __repr__(self) -> str:
+        return f"<ControlPlane port={self.port} status_port={self.status_port} {self.discovery!r}>"
+
+    async def start(self) -> None:
+        """Binds both ports and serves. Raises StartError."""
+        self._server = grpc.aio.server(options=_server_options(self.settings))
+        self._server.add_generic_rpc_handlers((self.discovery.handler(), self._certificates.handler()))
+        listen, status = self.settings.listen, self.settings.status
+        try:
+            self.port = self._server.add_secure_port(listen, self._serving.credentials())
+            await self._server.start()
+        except RuntimeError as error:
+            raise StartError(f"cannot listen on {listen} (--listen): {error}") from error
+        try:
+            self.status_port = await self._status.start(*split_address(status))
+        except OSError as error:
+            await self._server.stop(0)
+            raise StartError(f"cannot listen on {status} (--status): {error.strerror}") from error
+        log.info(
+            "control plane started xds_port=%d status=http://%s:%d trust_domain=%s root_expires=%s",
+            self.port,
+            split_address(status)[0],
+            self.status_port,
+            self.authority.trust_domain,
+            self.authority.not_after.isoformat(),
+        )
+
+    async def stop(self) -> None:
+        """Fails readiness, ends streams in good order, finishes signing requests, then closes."""
+        self._stopping = True
+        self.discovery.stop()
+        await self._server.stop(self.settings.stop_grace.total_seconds())
+        await self._status.close()
+        log.info("control plane stopped")
+
+    async def follow(self, stop: asyncio.Event) -> None:
+        """Keeps the configuration up to date until `stop` is set."""
+        await self._configuration.follow(stop)
+
+    def _not_ready(self) -> str | None:
+        if self._stopping:
+            return "shutting down"
+        if not self._configuration.loaded():
+            errors = sum(problem.severity.value == "error" for problem in self._configuration.problems())
+            return f"no configuration without errors has been read yet ({errors} errors, see the status page)"
+        return None
+
+
+def make_authority(settings: Settings) -> CertificateAuthority:
+    """The authority of the settings; its root is in `root.pem` of the CA directory in any case.
+    Raises CaError."""
+    if settings.ca_cert is None or settings.ca_key is None:
+        return root.self_made(settings.ca_dir, settings.trust_domain, settings.max_leaf_lifetime)
+    authority = root.from_files(
+        settings.ca_cert, settings.ca_key, settings.trust_domain, settings.max_leaf_lifetime
+    )
+    root.publish(settings.ca_dir, authority)
+    return authority
+
+
+def folder_configuration(settings: Settings) -> Configuration:
+    """The folder of YAML files, through registry and translation."""
+    from control_plane.pipeline import Pipeline
+    from control_plane.registry import Registry
+    from control_plane.sources.file import FileSource
+
+    registry = Registry()
+    pipeline = Pipeline(registry, settings.trust_domain)
+    loaded = asyncio.Event()
+
+    def publish(mesh: Mesh) -> None:
+        registry.replace(mesh)
+        loaded.set()
+
+    source = FileSource(settings.config_dir, publish)
+    source.load_now()
+    return Configuration(pipeline, lambda: source.problems, loaded.is_set, source.run)
+
+
+def issue_token(ca_dir: Path, namespace: str, service_account: str, lifetime: timedelta) -> str:
+    """A join token for one account, as `pilotfish token` prints it. Raises CaError and ValueError."""
+    return JoinTokens.in_directory(ca_dir).issue(namespace, service_account, lifetime)
+
+
+def run(settings: Settings) -> None:
+    """Runs until SIGTERM or SIGINT. Raises CaError and StartError."""
+    asyncio.run(_run(settings))
+
+
+async def _run(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    plane = ControlPlane(settings, folder_configuration(settings))
+    await plane.start()
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(plane.follow(stop))
+            await stop.wait()
+    finally:
+        await plane.stop()
+
+
+def _server_options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        # With SO_REUSEPORT a second control plane would take half of the connections instead of failing.
+        ("grpc.so_reuseport", 0),
+        # grpc spreads this by a tenth either way, so that clients do not come back all at once.
+        ("grpc.max_connection_age_ms", int(settings.max_connection_age.total_seconds() * 1000)),
+        ("grpc.max_connection_age_grace_ms", int(CONNECTION_GRACE.total_seconds() * 1000)),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ]

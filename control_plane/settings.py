@@ -1,0 +1,134 @@
+"""What the control plane is started with, and how its command line is read.
+
+Used by the app, by `python -m control_plane` and by the `pilotfish` command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from mesh_api.names import DEFAULT_TRUST_DOMAIN, STATUS_PORT, XDS_PORT
+
+DEFAULT_CA_DIR = Path.home() / ".pilotfish" / "ca"
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    config_dir: Path
+    """Folder of Kubernetes YAML files, watched."""
+    listen: str = f"127.0.0.1:{XDS_PORT}"
+    """`HOST:PORT` of ADS and the signing RPC, gRPC over TLS."""
+    status: str = f"127.0.0.1:{STATUS_PORT}"
+    """`HOST:PORT` of the status page, metrics and readiness, plain HTTP."""
+    ca_dir: Path = DEFAULT_CA_DIR
+    """Keys of the root and of the join tokens; `root.pem` there is what sidecars trust."""
+    ca_cert: Path | None = None
+    ca_key: Path | None = None
+    """The issuer, where it is not to be made in `ca_dir`."""
+    trust_domain: str = DEFAULT_TRUST_DOMAIN
+    max_leaf_lifetime: timedelta = timedelta(hours=24)
+    server_names: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
+    """DNS names and IP addresses in the control plane's own certificate."""
+    push_quiet: timedelta = timedelta(milliseconds=100)
+    push_longest: timedelta = timedelta(seconds=10)
+    """Changes are pushed when none came for `push_quiet`, after `push_longest` at the latest."""
+    max_connection_age: timedelta = timedelta(minutes=30)
+    """After this time, give or take a tenth, a client is asked to connect anew, maybe to another replica."""
+    stop_grace: timedelta = timedelta(seconds=5)
+
+
+def parse_duration(text: str) -> timedelta:
+    """`1h30m`, `10s`, `100ms`; a bare number is seconds. Raises ValueError."""
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return timedelta(seconds=float(text))
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError(f"not a duration: {text!r}; expected a form like 24h, 1h30m, 10s or 100ms")
+    return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """`HOST:PORT` or `[IPv6]:PORT` into its parts, without the brackets. Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535 or (":" in host and not bracketed):
+        raise ValueError(f"not an address: {text!r}; expected HOST:PORT or [IPv6]:PORT")
+    return host.strip("[]"), int(port)
+
+
+def parse_account(text: str) -> tuple[str, str]:
+    """`NAMESPACE/ACCOUNT` into its parts. Raises ValueError."""
+    namespace, slash, account = text.partition("/")
+    if not slash or not namespace or not account or "/" in account:
+        raise ValueError(f"not a service account: {text!r}; expected NAMESPACE/ACCOUNT")
+    return namespace, account
+
+
+_DEFAULTS = Settings(config_dir=Path())
+
+
+def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settings:
+    """The settings that a command line asks for. Ends the process with a message if it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Watches a folder of Kubernetes YAML, issues identities, configures sidecars over xDS.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config-dir", type=Path, required=True, help="folder of Kubernetes YAML files, watched")
+    add("--listen", type=_address, default=_DEFAULTS.listen, help="ADS and signing (default %(default)s)")
+    add("--status", type=_address, default=_DEFAULTS.status, help="status page (default %(default)s)")
+    add("--ca-dir", type=Path, default=DEFAULT_CA_DIR, help="keys, and root.pem (default %(default)s)")
+    add("--ca-cert", type=Path, help="PEM: issuer first, root last; default: made in --ca-dir")
+    add("--ca-key", type=Path, help="PEM: the issuer's ECDSA key")
+    add("--trust-domain", default=DEFAULT_TRUST_DOMAIN, help="default %(default)s")
+    add("--max-leaf-ttl", type=_duration, default=timedelta(hours=24), help="of certificates (default 24h)")
+    add(
+        "--server-name",
+        default=",".join(_DEFAULTS.server_names),
+        help="names and addresses by which sidecars reach this server (default %(default)s)",
+    )
+    add("--push-quiet", type=_duration, default=_DEFAULTS.push_quiet, help="default 100ms")
+    add("--push-longest", type=_duration, default=_DEFAULTS.push_longest, help="default 10s")
+    add("--max-connection-age", type=_duration, default=_DEFAULTS.max_connection_age, help="default 30m")
+    given = parser.parse_args(arguments)
+    if (given.ca_cert is None) != (given.ca_key is None):
+        parser.error("--ca-cert and --ca-key go together")
+    if given.max_leaf_ttl < timedelta(seconds=1):
+        parser.error("--max-leaf-ttl must be at least 1s")
+    return Settings(
+        config_dir=given.config_dir,
+        listen=given.listen,
+        status=given.status,
+        ca_dir=given.ca_dir,
+        ca_cert=given.ca_cert,
+        ca_key=given.ca_key,
+        trust_domain=given.trust_domain,
+        max_leaf_lifetime=given.max_leaf_ttl,
+        server_names=tuple(name.strip() for name in given.server_name.split(",") if name.strip()),
+        push_quiet=given.push_quiet,
+        push_longest=given.push_longest,
+        max_connection_age=given.max_connection_age,
+    )
+
+
+def _duration(text: str) -> timedelta:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _address(text: str) -> str:
+    try:
+        split_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
