@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from random import Random
 
 from sidecar.telemetry.otlp import SpanEncoder
@@ -43,7 +44,7 @@ def otlp_resource(service_name: str, version: str) -> Mapping[str, str]:
     if not service_name.startswith("unknown_service"):
         own["service.name"] = service_name
     attributes = {key: str(value) for key, value in Resource.create(own).attributes.items()}
-    if attributes.get("service.name", "unknown_service") == "unknown_service":
+    if attributes["service.name"].startswith("unknown_service"):
         attributes["service.name"] = service_name
     return attributes
 
@@ -74,9 +75,12 @@ class TraceExporter:
         """Export until `close`; returns once the sink is empty then."""
         try:
             while not self._closing:
-                await self._wait()
-                await self._export_all()
-            await self._export_all()
+                if await self._wait() and (spans := self._sink.take()):
+                    await self._export(spans)
+                while len(self._sink) >= BATCH:
+                    await self._export(self._sink.take())
+            while spans := self._sink.take():
+                await self._export(spans)
         finally:
             self._finished.set()
 
@@ -87,11 +91,10 @@ class TraceExporter:
         """
         self._closing = True
         self._wake.set()
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(deadline):
                 await self._finished.wait()
-        except TimeoutError:
-            self.failed += len(self._sink.take(len(self._sink)))
+        self.failed += len(self._sink.take(len(self._sink)))
 
     def families(self) -> Iterable[Family]:
         """Collector for `Metrics.register`."""
@@ -101,23 +104,30 @@ class TraceExporter:
             _counter("pilotfish_spans_dropped_total", "Spans dropped at a full buffer", self._sink.dropped),
         )
 
-    async def _wait(self) -> None:
-        """Until a full batch is there, or the interval is over."""
-        if len(self._sink) >= BATCH:
-            return
+    async def _wait(self) -> bool:
+        """Until a full batch is there (False), or the interval is over (True): a small batch costs the
+        sidecar and the collector as much as a large one, so none is sent early."""
         self._wake.clear()
-        try:
-            async with asyncio.timeout(INTERVAL):
-                await self._wake.wait()
-        except TimeoutError:
-            return
-
-    async def _export_all(self) -> None:
-        while spans := self._sink.take():
-            await self._export(spans)
+        if len(self._sink) < BATCH and not self._closing:
+            try:
+                async with asyncio.timeout(INTERVAL):
+                    await self._wake.wait()
+            except TimeoutError:
+                return True
+        return False
 
     async def _export(self, spans: list[Span]) -> None:
-        body = self._encoder.encode(spans)
+        taken = False
+        try:
+            taken = await self._deliver(self._encoder.encode(spans))
+        finally:
+            if taken:
+                self.exported += len(spans)
+            else:
+                self.failed += len(spans)
+
+    async def _deliver(self, body: bytes) -> bool:
+        """Post with retries; whether the collector took it."""
         for attempt in range(ATTEMPTS):
             if attempt:
                 back_off = min(BACK_OFF_MAX, BACK_OFF_BASE * 2.0 ** (attempt - 1))
@@ -128,12 +138,11 @@ class TraceExporter:
                 self.last_error = f"{type(error).__name__}: {error}"
                 continue
             if 200 <= status < 300:
-                self.exported += len(spans)
-                return
+                return True
             self.last_error = f"the collector answered {status}"
             if status not in RETRIABLE:
-                break
-        self.failed += len(spans)
+                return False
+        return False
 
     def __repr__(self) -> str:
         error = f" last_error={self.last_error!r}" if self.last_error else ""

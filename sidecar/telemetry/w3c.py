@@ -57,9 +57,8 @@ def tracestate_of(fields: tuple[Field, ...]) -> bytes:
     Length is not limited here: at least 512 characters must pass, and headers have their own limit.
     """
     joined = b",".join([value for name, value in fields if name == b"tracestate"])
-    if not joined:
-        return b""
     members = joined.split(b",")
-    if len([member for member in members if member.strip(b" \t")]) > _MAX_MEMBERS:
+    filled = sum(1 for member in members if member.strip(b" \t"))
+    if not 0 < filled <= _MAX_MEMBERS:
         return b""
     return joined if all(_MEMBER.fullmatch(member) for member in members) else b""
