@@ -1,0 +1,92 @@
+"""HTTP/1.1 heads to bytes, for `h1_server.py` and `h1_client.py`.
+
+Field names go out in lower case as they came. Whatever a filter or another protocol put into a head,
+no byte leaves that would start a line of its own: a field that cannot be written fails the whole head.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+
+from sidecar.protocol.events import Field
+from sidecar.protocol.h1_wire import CONNECTION_SPECIFIC
+
+_LINES = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++: [\t\x20-\x7e\x80-\xff]*+\r\n)*+")
+_REQUEST_START = re.compile(
+    rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++ [\x21-\x7e]++ HTTP/1\.1\r\nhost: [\x21-\x7e]*+\r\n"
+)
+# Written from what the codec knows, never copied.
+_OWN = CONNECTION_SPECIFIC | {b"content-length", b"host"}
+_MAX_BLOCKS = 16
+
+STATUS_LINES = {s.value: b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
+
+
+class FieldError(Exception):
+    """A head that HTTP/1.1 cannot carry."""
+
+
+class FieldBlock:
+    """Serialised fields, without those that frame the message or manage the connection."""
+
+    __slots__ = ("fields", "length", "lines", "te")
+
+    def __init__(self, fields: tuple[Field, ...]) -> None:
+        self.fields = fields  # Held, so that its id stays its own.
+        self.length = -1
+        """The fields' content-length, -1 without one."""
+        self.te = False
+        lines = []
+        for name, value in fields:
+            if name not in _OWN:
+                lines.append(b"%b: %b\r\n" % (name, value))
+                if name == b"te":
+                    self.te = True
+            elif name == b"content-length":
+                self.length = merge_length(self.length, value)
+        self.lines = b"".join(lines)
+        if not _LINES.fullmatch(self.lines) or self.lines.count(b"\n") != len(lines):
+            raise FieldError("a header field that cannot be written in HTTP/1.1")
+
+
+class FieldBlocks:
+    """Remembers the blocks of field tuples that come again, by identity."""
+
+    __slots__ = ("_blocks",)
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, FieldBlock] = {}
+
+    def __repr__(self) -> str:
+        return f"<FieldBlocks {len(self._blocks)}>"
+
+    def get(self, fields: tuple[Field, ...]) -> FieldBlock:
+        """Raises `FieldError`."""
+        block = self._blocks.get(id(fields))
+        if block is None:
+            block = FieldBlock(fields)
+            if len(self._blocks) >= _MAX_BLOCKS:
+                self._blocks.clear()
+            self._blocks[id(fields)] = block
+        return block
+
+
+def merge_length(known: int, value: bytes) -> int:
+    """A further content-length beside the one known so far (-1: none). Raises `FieldError`."""
+    if not value.isdigit() or len(value) > 18 or known not in (-1, int(value)):
+        raise FieldError("an invalid content-length")
+    return int(value)
+
+
+def request_start(method: bytes, target: bytes, authority: bytes) -> bytes:
+    """Request line and Host. Raises `FieldError`."""
+    start = b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (method, target, authority)
+    if not _REQUEST_START.fullmatch(start):
+        raise FieldError("a method, target or authority that cannot be written in HTTP/1.1")
+    return start
+
+
+def status_line(status: int) -> bytes:
+    """The reason phrase is the standard one, empty for a status without."""
+    return STATUS_LINES.get(status) or b"HTTP/1.1 %03d \r\n" % status
