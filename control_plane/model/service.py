@@ -1,0 +1,158 @@
+"""Services and the workloads behind them: what Kubernetes' Service and EndpointSlice say, validated.
+
+`sources` make these values, `registry` indexes them and `translate` turns them into xDS. Nothing here
+may know YAML, Kubernetes' clients or protobuf. Fields mean what Kubernetes' fields of that name mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+
+class ServiceKey(NamedTuple):
+    """A Service's place: namespace and name."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class AppProtocol(Enum):
+    """What an application speaks on a port."""
+
+    HTTP = "http"
+    """HTTP/1.1; also a port that says nothing."""
+    HTTP2 = "http2"
+    """HTTP/2 with prior knowledge, gRPC among it."""
+    TCP = "tcp"
+    """Opaque bytes: databases, brokers, TLS of the application's own."""
+
+
+_HTTP2 = frozenset({"kubernetes.io/h2c", "grpc", "grpcs", "http2", "h2c"})
+_TCP = frozenset(
+    {
+        "amqp",
+        "amqps",
+        "cassandra",
+        "https",
+        "imap",
+        "imaps",
+        "kafka",
+        "kafkas",
+        "ldap",
+        "ldaps",
+        "mariadb",
+        "memcached",
+        "mongo",
+        "mongodb",
+        "mqtt",
+        "mqtts",
+        "mysql",
+        "nats",
+        "pop3",
+        "postgres",
+        "postgresql",
+        "redis",
+        "rediss",
+        "smtp",
+        "smtps",
+        "ssh",
+        "tcp",
+        "tls",
+        "kubernetes.io/wss",
+    }
+)
+
+
+def app_protocol(declared: str, port_name: str) -> AppProtocol:
+    """What a port speaks: `appProtocol` decides; without one the port's name does, up to its first `-`
+    (`grpc`, `http2-admin`, `redis`). What says nothing is HTTP."""
+    word = declared.lower() or port_name.lower().partition("-")[0]
+    if word in _HTTP2:
+        return AppProtocol.HTTP2
+    return AppProtocol.TCP if word in _TCP else AppProtocol.HTTP
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    name: str
+    """Empty on a Service with one port."""
+    port: int
+    target_port: int | str
+    """The application's port, or the name of one in the Pod."""
+    protocol: AppProtocol
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    namespace: str
+    name: str
+    ports: tuple[ServicePort, ...]
+    """TCP ports alone: the mesh carries nothing else."""
+    cluster_ips: tuple[str, ...] = ()
+    headless: bool = False
+
+    @property
+    def key(self) -> ServiceKey:
+        return ServiceKey(self.namespace, self.name)
+
+    def port(self, number: int) -> ServicePort | None:
+        return next((port for port in self.ports if port.port == number), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One replica."""
+
+    address: str
+    hostname: str
+    """What it calls itself (`targetRef.name`, `hostname`, or made from the address), for logs and metrics."""
+    ready: bool = True
+    serving: bool = True
+    terminating: bool = False
+    zone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointPort:
+    name: str
+    """Equal to the name of the Service's port that it stands for."""
+    port: int
+    """Where the application listens."""
+    protocol: AppProtocol
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSlice:
+    """Replicas of one Service that share ports and an account."""
+
+    namespace: str
+    name: str
+    service: str
+    service_account: str
+    """The account that the replicas run as; with one they have a sidecar and are reached over mTLS.
+    Empty: outside the mesh, reached in plaintext."""
+    ports: tuple[EndpointPort, ...]
+    endpoints: tuple[Endpoint, ...]
+
+    @property
+    def service_key(self) -> ServiceKey:
+        return ServiceKey(self.namespace, self.service)
+
+    def port(self, name: str) -> EndpointPort | None:
+        return next((port for port in self.ports if port.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadPort:
+    """One application port of one workload: what its sidecar must listen for."""
+
+    address: str
+    port: int
+    protocol: AppProtocol
+    namespace: str
+    service_account: str

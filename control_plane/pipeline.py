@@ -1,0 +1,286 @@
+"""Change → translate → publish: answers every xDS client from the registry's current index.
+
+Implements `control_plane.xds.snapshot_cache.ResourceSource`. A resource is translated when somebody first
+asks for it, kept encoded, and translated again only when a change touched it. A resource that cannot be
+translated is a problem on the list and its last good version stays in use; nobody else notices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from google.protobuf.message import Message
+
+from control_plane.model.discovery import Change, Dialect, NodeInfo, Resource
+from control_plane.model.mesh import MeshSettings
+from control_plane.model.problem import Problem, Severity
+from control_plane.model.route import Route
+from control_plane.model.service import ServiceKey, ServicePort, WorkloadPort
+from control_plane.registry import MeshChange, MeshIndex, Registry, ServiceView
+from control_plane.translate.clusters import inbound_cluster, service_cluster
+from control_plane.translate.endpoints import load_assignment
+from control_plane.translate.listeners import api_listener, inbound_listener
+from control_plane.translate.names import (
+    CLUSTER,
+    LISTENER,
+    LOAD_ASSIGNMENT,
+    ROUTE_CONFIGURATION,
+    Target,
+    address_of,
+    canonical,
+    inbound_cluster_name,
+    listener_names,
+    parse_authority,
+    parse_canonical,
+)
+from control_plane.translate.routes import route_configuration
+from mesh_api.names import inbound_listener_name
+
+_log = logging.getLogger(__name__)
+
+_SERVED = (Dialect.PILOTFISH, Dialect.GRPC)
+"""An Envoy needs socket listeners and secrets, which nothing here makes; it gets no resources."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    """The encoded forms of one resource name, by what else they depend on (dialect, audience)."""
+
+    variants: dict[object, Resource] = field(default_factory=dict)
+    stale: set[object] = field(default_factory=set)
+    """Variants that a change touched since they were made."""
+
+
+class Pipeline:
+    """One for the whole control plane, on its event loop."""
+
+    def __init__(self, registry: Registry, settings: MeshSettings) -> None:
+        self.settings = settings
+        self.translations = 0
+        """How many resources were translated so far."""
+        self._registry = registry
+        self._cache: dict[tuple[str, str], _Entry] = {}
+        self._failed: dict[tuple[str, str], Problem] = {}
+        self._subscribers: list[Callable[[Change], None]] = []
+        registry.subscribe(self._on_change)
+
+    def __repr__(self) -> str:
+        cached, failed = len(self._cache), len(self._failed)
+        return f"Pipeline(cached={cached}, translations={self.translations}, failed={failed})"
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Resources that could not be translated in the configuration that is in force."""
+        return tuple(self._failed.values())
+
+    def subscribe(self, callback: Callable[[Change], None]) -> None:
+        self._subscribers.append(callback)
+
+    def resources(
+        self, node: NodeInfo, type_url: str, names: frozenset[str] | None
+    ) -> Mapping[str, Resource]:
+        """Those of `names` that exist for `node`; None: its own inbound listeners and clusters."""
+        if node.dialect not in _SERVED:
+            return {}
+        inbound = self._inbound_names(node, type_url)
+        found: dict[str, Resource] = {}
+        for name in inbound if names is None else names:
+            if workload := inbound.get(name):
+                resource = self._inbound(type_url, name, workload)
+            elif (target := self._target(node, type_url, name)) is not None:
+                resource = self._outbound(node, type_url, name, target)
+            else:
+                continue
+            if resource is not None:
+                found[name] = resource
+        return found
+
+    # --- who may have what ---
+
+    def _inbound_names(self, node: NodeInfo, type_url: str) -> dict[str, WorkloadPort]:
+        """A sidecar's own ports: of its address, and of the account that it proved."""
+        if node.dialect is not Dialect.PILOTFISH or type_url not in (LISTENER, CLUSTER):
+            return {}
+        name_of = inbound_listener_name if type_url == LISTENER else inbound_cluster_name
+        return {
+            name_of(port.address, port.port): port
+            for port in self._registry.index.workloads.get(node.address, ())
+            if (port.namespace, port.service_account) == (node.namespace, node.service_account)
+        }
+
+    def _target(self, node: NodeInfo, type_url: str, name: str) -> Target | None:
+        """The service's port that a resource name means to `node`, if there is one."""
+        index, domain = self._registry.index, self.settings.cluster_domain
+        if type_url == LISTENER:
+            target = parse_authority(name, node.namespace, domain)
+            if target is None or target.service not in index.views:
+                address = address_of(name)
+                key = index.cluster_ips.get(address[0]) if address else None
+                target = Target(key, address[1]) if key and address else None
+        elif type_url in (ROUTE_CONFIGURATION, CLUSTER, LOAD_ASSIGNMENT):
+            target = parse_canonical(name, domain)
+        else:
+            return None
+        view = index.views.get(target.service) if target else None
+        return target if target and view and view.service.port(target.port) else None
+
+    # --- making and keeping them ---
+
+    def _inbound(self, type_url: str, name: str, workload: WorkloadPort) -> Resource | None:
+        make: Callable[[], Message] = lambda: inbound_cluster(workload)  # noqa: E731
+        if type_url == LISTENER:
+            make = lambda: inbound_listener(workload, self.settings)  # noqa: E731
+        return self._kept(type_url, name, workload, make)
+
+    def _outbound(self, node: NodeInfo, type_url: str, name: str, target: Target) -> Resource | None:
+        view = self._registry.index.views[target.service]
+        port = view.service.port(target.port)
+        if port is None:
+            raise LookupError(f"{target} was looked up and is not in the index")
+        dialect, settings = node.dialect, self.settings
+        variant: tuple[object, ...] = (dialect,)
+        make: Callable[[], Message]
+        if type_url == LISTENER:
+            routes = canonical(target, settings.cluster_domain)
+            account = node.service_account if settings.tracing is not None else ""
+            variant = (dialect, routes, account)
+            make = lambda: api_listener(name, routes, dialect, settings, account)  # noqa: E731
+        elif type_url == ROUTE_CONFIGURATION:
+            audience, attached = _routes_for(view, port, node.namespace)
+            variant = (dialect, audience)
+            make = lambda: route_configuration(name, port, attached, dialect, settings.cluster_domain)  # noqa: E731
+        elif type_url == CLUSTER:
+            domain = settings.trust_domain
+            make = lambda: service_cluster(name, view.service, port, view.slices, dialect, domain)  # noqa: E731
+        else:
+            make = lambda: load_assignment(name, port, view.slices, dialect)  # noqa: E731
+        return self._kept(type_url, name, variant, make)
+
+    def _kept(
+        self, type_url: str, name: str, variant: object, make: Callable[[], Message]
+    ) -> Resource | None:
+        """From the cache, or made now. None: it never could be made."""
+        entry = self._cache.setdefault((type_url, name), _Entry())
+        kept = entry.variants.get(variant)
+        if kept is not None and variant not in entry.stale:
+            return kept
+        try:
+            body = make().SerializeToString(deterministic=True)
+        except Exception as error:  # one resource's fault must not take the others down
+            self._fail(type_url, name, error)
+            entry.stale.discard(variant)
+            return kept
+        self.translations += 1
+        entry.stale.discard(variant)
+        resource = Resource(hashlib.sha256(body).hexdigest()[:20], body)
+        entry.variants[variant] = resource
+        return resource
+
+    def _fail(self, type_url: str, name: str, error: Exception) -> None:
+        kind = type_url.rpartition(".")[2]
+        cause = f"{type(error).__name__}: {error}"
+        message = f"cannot be translated to xDS ({cause}); its last good version stays in use"
+        if (type_url, name) not in self._failed:
+            _log.error("%s %s %s", kind, name, message, exc_info=error)
+        self._failed[type_url, name] = Problem(Severity.ERROR, message, object=f"{kind} {name}")
+
+    # --- changes ---
+
+    def _on_change(self, change: MeshChange) -> None:
+        touched = _touched(change, self.settings.cluster_domain)
+        for type_url, names in touched.items():
+            for name in names:
+                self._failed.pop((type_url, name), None)
+                entry = self._cache.get((type_url, name))
+                if entry is not None:
+                    entry.stale.update(entry.variants)
+        self._forget(change)
+        for callback in self._subscribers:
+            callback(Change(names=touched))
+
+    def _forget(self, change: MeshChange) -> None:
+        """Drops what no longer exists and so will not be asked for again."""
+        domain = self.settings.cluster_domain
+        gone = _service_names(change.before, change.services, domain)
+        still = _service_names(change.after, change.services, domain)
+        for address in change.workloads:
+            gone[LISTENER] |= _inbound_listeners(change.before, address)
+            gone[CLUSTER] |= _inbound_clusters(change.before, address)
+            still[LISTENER] |= _inbound_listeners(change.after, address)
+            still[CLUSTER] |= _inbound_clusters(change.after, address)
+        for type_url, names in gone.items():
+            for name in names - still[type_url]:
+                self._cache.pop((type_url, name), None)
+
+
+def _routes_for(view: ServiceView, port: ServicePort, namespace: str) -> tuple[str, tuple[Route, ...]]:
+    """Routes for calls out of `namespace`, and whose they are: its own (consumer routes, GEP-1294) where
+    it has some for this port, else those of the service's namespace."""
+    attached = [
+        route
+        for route in view.routes
+        if any(ref.service == view.service.key and ref.covers(port.port, port.name) for ref in route.parents)
+    ]
+    own = tuple(route for route in attached if route.namespace == namespace)
+    if own:
+        return namespace, own
+    producer = view.service.namespace
+    return producer, tuple(route for route in attached if route.namespace == producer)
+
+
+def _canonical_names(index: MeshIndex, keys: Iterable[ServiceKey], domain: str) -> set[str]:
+    return {
+        canonical(Target(key, port.port), domain)
+        for key in keys
+        if (view := index.views.get(key)) is not None
+        for port in view.service.ports
+    }
+
+
+def _service_names(index: MeshIndex, keys: Iterable[ServiceKey], domain: str) -> dict[str, set[str]]:
+    """Everything that is made of these services' definitions, by type."""
+    names = _canonical_names(index, keys, domain)
+    listeners = {
+        name
+        for key in keys
+        if (view := index.views.get(key)) is not None
+        for port in view.service.ports
+        for name in listener_names(view.service, port.port, domain)
+    }
+    return {
+        LISTENER: listeners,
+        ROUTE_CONFIGURATION: set(names),
+        CLUSTER: set(names),
+        LOAD_ASSIGNMENT: set(names),
+    }
+
+
+def _inbound_listeners(index: MeshIndex, address: str) -> set[str]:
+    return {inbound_listener_name(address, port.port) for port in index.workloads.get(address, ())}
+
+
+def _inbound_clusters(index: MeshIndex, address: str) -> set[str]:
+    return {inbound_cluster_name(address, port.port) for port in index.workloads.get(address, ())}
+
+
+def _touched(change: MeshChange, domain: str) -> dict[str, frozenset[str]]:
+    """Names of the resources that the change may have made, changed or removed, by type."""
+    touched: dict[str, set[str]] = {
+        LISTENER: set(),
+        ROUTE_CONFIGURATION: set(),
+        CLUSTER: set(),
+        LOAD_ASSIGNMENT: set(),
+    }
+    for index in (change.before, change.after):
+        for type_url, names in _service_names(index, change.services, domain).items():
+            touched[type_url] |= names
+        touched[ROUTE_CONFIGURATION] |= _canonical_names(index, change.routes, domain)
+        touched[CLUSTER] |= _canonical_names(index, change.accounts, domain)
+        touched[LOAD_ASSIGNMENT] |= _canonical_names(index, change.endpoints, domain)
+        for address in change.workloads:
+            touched[LISTENER] |= _inbound_listeners(index, address)
+            touched[CLUSTER] |= _inbound_clusters(index, address)
+    return {type_url: frozenset(names) for type_url, names in touched.items() if names}

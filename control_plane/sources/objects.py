@@ -1,0 +1,221 @@
+"""Kubernetes objects (plain dictionaries) to the model. Shared by every source of them.
+
+Kinds that the mesh has no use for are told apart from those it knows. A field that cannot be used
+raises FieldError with its path; nothing is repaired silently, no file and no network is touched, and
+references between objects are left to `references`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from control_plane.model.mesh import Mesh, ReferenceGrant
+from control_plane.model.route import Route, RouteKind
+from control_plane.model.service import (
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    Service,
+    ServicePort,
+    app_protocol,
+)
+from control_plane.sources.fields import FieldError, Fields
+from control_plane.sources.routes import GATEWAY_GROUP, parse_route
+from mesh_api.names import SERVICE_ACCOUNT_ANNOTATION
+
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_NAME_RULE = "lower-case letters, digits and '-', starting and ending with a letter or digit"
+
+_VERSIONS = {
+    "Namespace": ("v1",),
+    "Service": ("v1",),
+    "ServiceAccount": ("v1",),
+    "EndpointSlice": ("discovery.k8s.io/v1",),
+    "HTTPRoute": (f"{GATEWAY_GROUP}/v1", f"{GATEWAY_GROUP}/v1beta1"),
+    "GRPCRoute": (f"{GATEWAY_GROUP}/v1",),
+    "ReferenceGrant": (f"{GATEWAY_GROUP}/v1", f"{GATEWAY_GROUP}/v1beta1"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRef:
+    """What names an object: kind, namespace (empty for a Namespace) and name."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceAccount:
+    namespace: str
+    name: str
+
+
+Parsed = Service | EndpointSlice | Route | ReferenceGrant | ServiceAccount
+
+
+def describe(value: object) -> ObjectRef:
+    """What an object is, before it is read. Raises FieldError if it is not a Kubernetes object."""
+    fields = Fields(value)
+    kind = fields.text("kind")
+    fields.text("apiVersion")
+    metadata = fields.mapping("metadata")
+    name = metadata.matching("name", _SUBDOMAIN, f"{_NAME_RULE}; parts may be joined by dots")
+    namespace = "" if kind == "Namespace" else metadata.matching("namespace", _LABEL, _NAME_RULE, "default")
+    return ObjectRef(kind, namespace, name)
+
+
+def is_known(value: object) -> bool:
+    """Whether the mesh has a use for the object: by kind and API group, so that a version that is
+    not supported is an error of `parse` and not silence."""
+    fields = Fields(value)
+    versions = _VERSIONS.get(fields.text("kind"), ())
+    group = fields.text("apiVersion").rpartition("/")[0]
+    return any(version.rpartition("/")[0] == group for version in versions)
+
+
+def parse(value: object) -> tuple[Parsed, ...]:
+    """One object of a kind that `is_known`. Nothing comes of a Namespace or of a Service that the mesh
+    cannot carry (ExternalName); a ReferenceGrant may hold several grants. Raises FieldError."""
+    fields = Fields(value)
+    ref = describe(value)
+    version = fields.text("apiVersion")
+    if version not in _VERSIONS[ref.kind]:
+        raise FieldError(
+            ("apiVersion",), f"is {version!r}; write {_VERSIONS[ref.kind][0]!r} for a {ref.kind}"
+        )
+    match ref.kind:
+        case "Service":
+            return _service(ref, fields)
+        case "EndpointSlice":
+            return (_endpoint_slice(ref, fields),)
+        case "HTTPRoute" | "GRPCRoute":
+            return (parse_route(RouteKind(ref.kind), ref.namespace, ref.name, fields),)
+        case "ReferenceGrant":
+            return _grants(ref, fields)
+        case "ServiceAccount":
+            return (ServiceAccount(ref.namespace, ref.name),)
+        case _:
+            return ()
+
+
+def assemble(parsed: Iterable[Parsed]) -> Mesh:
+    """The mesh of these objects, which are unique; references between them are not checked here."""
+    found = list(parsed)
+    return Mesh(
+        services=MappingProxyType({item.key: item for item in found if isinstance(item, Service)}),
+        slices=tuple(item for item in found if isinstance(item, EndpointSlice)),
+        routes=tuple(item for item in found if isinstance(item, Route)),
+        grants=tuple(item for item in found if isinstance(item, ReferenceGrant)),
+        service_accounts=frozenset((i.namespace, i.name) for i in found if isinstance(i, ServiceAccount)),
+    )
+
+
+def _service(ref: ObjectRef, fields: Fields) -> tuple[Service, ...]:
+    spec = fields.mapping("spec")
+    if spec.text("type", "ClusterIP") == "ExternalName":
+        return ()
+    ports = []
+    seen: dict[object, int] = {}
+    for index, item in enumerate(spec.mappings("ports")):
+        name = item.text("name", "")
+        number = item.port("port")
+        if item.choice("protocol", ("TCP", "UDP", "SCTP"), "TCP") != "TCP":
+            continue
+        for field_name, key in (("name", name), ("port", number)):
+            if seen.setdefault(key, index) != index:
+                raise item.error(
+                    field_name, f"{key!r} is used by ports[{seen[key]}] already; ports need their own"
+                )
+        target = item.value.get("targetPort", number)
+        if isinstance(target, bool) or not isinstance(target, (int, str)):
+            raise item.error("targetPort", "expected a port number or the name of a container's port")
+        ports.append(ServicePort(name, number, target, app_protocol(item.text("appProtocol", ""), name)))
+    return (Service(ref.namespace, ref.name, tuple(ports), *_cluster_ips(spec)),)
+
+
+def _cluster_ips(spec: Fields) -> tuple[tuple[str, ...], bool]:
+    """Cluster addresses, and whether the Service is headless."""
+    found = spec.texts("clusterIPs") or [spec.text("clusterIP", "")]
+    if found[0] == "None":
+        return (), True
+    return tuple(_address(spec, "clusterIPs", text) for text in found if text), False
+
+
+def _address(fields: Fields, name: str, text: str) -> str:
+    """The address in its canonical form. Raises FieldError."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise fields.error(name, f"{text!r} is not an IP address") from None
+
+
+def _endpoint_slice(ref: ObjectRef, fields: Fields) -> EndpointSlice:
+    metadata = fields.mapping("metadata")
+    labels = metadata.mapping("labels")
+    if not labels.has("kubernetes.io/service-name"):
+        raise metadata.error(
+            "labels",
+            "the label kubernetes.io/service-name, which names the Service of these endpoints, is missing",
+        )
+    fields.choice("addressType", ("IPv4", "IPv6"))
+    account = metadata.mapping("annotations").matching(
+        SERVICE_ACCOUNT_ANNOTATION, _SUBDOMAIN, f"the name of a ServiceAccount: {_NAME_RULE}", ""
+    )
+    ports = []
+    for item in fields.mappings("ports"):
+        if item.choice("protocol", ("TCP", "UDP", "SCTP"), "TCP") != "TCP":
+            continue
+        name = item.text("name", "")
+        ports.append(EndpointPort(name, item.port("port"), app_protocol(item.text("appProtocol", ""), name)))
+    endpoints = tuple(_endpoint(item) for item in fields.mappings("endpoints"))
+    service = labels.text("kubernetes.io/service-name")
+    return EndpointSlice(ref.namespace, ref.name, service, account, tuple(ports), endpoints)
+
+
+def _endpoint(item: Fields) -> Endpoint:
+    addresses = item.texts("addresses")
+    if not addresses:
+        raise item.error("addresses", "is required: one IP address")
+    # Kubernetes defines no meaning for addresses beyond the first.
+    address = _address(item, "addresses", addresses[0])
+    conditions = item.mapping("conditions")
+    ready = conditions.boolean("ready", True)
+    hostname = item.mapping("targetRef").text("name", "") or item.text("hostname", "")
+    return Endpoint(
+        address=address,
+        hostname=hostname or "endpoint-" + address.replace(".", "-").replace(":", "-"),
+        ready=ready,
+        serving=conditions.boolean("serving", ready),
+        terminating=conditions.boolean("terminating", False),
+        zone=item.text("zone", ""),
+    )
+
+
+def _grants(ref: ObjectRef, fields: Fields) -> tuple[ReferenceGrant, ...]:
+    """What it allows routes to do; what it says of other kinds is left out."""
+    spec = fields.mapping("spec")
+    services = [
+        to.text("name", "")
+        for to in spec.mappings("to")
+        if (to.text("group", ""), to.text("kind")) in (("", "Service"), ("core", "Service"))
+    ]
+    sources = [
+        (source.text("kind"), source.text("namespace"))
+        for source in spec.mappings("from")
+        if source.text("group") == GATEWAY_GROUP
+    ]
+    return tuple(
+        ReferenceGrant(ref.namespace, kind, namespace, service)
+        for kind, namespace in sources
+        for service in services
+    )

@@ -1,0 +1,74 @@
+"""EndpointSlices to ClusterLoadAssignment: one for each port of a Service.
+
+A pure function of the model, called by the pipeline. This is what churns most, so it depends on nothing
+but the slices of its own service.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from envoy.config.core.v3.address_pb2 import Address, SocketAddress
+from envoy.config.core.v3.base_pb2 import Locality, Metadata
+from envoy.config.core.v3.health_check_pb2 import HealthStatus
+from envoy.config.endpoint.v3.endpoint_components_pb2 import Endpoint as XdsEndpoint
+from envoy.config.endpoint.v3.endpoint_components_pb2 import LbEndpoint, LocalityLbEndpoints
+from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
+from google.protobuf.wrappers_pb2 import UInt32Value
+
+from control_plane.model.discovery import Dialect
+from control_plane.model.service import Endpoint, EndpointSlice, ServicePort
+from mesh_api.names import GROUP, inbound_port
+
+
+def load_assignment(
+    name: str, port: ServicePort, slices: Iterable[EndpointSlice], dialect: Dialect
+) -> ClusterLoadAssignment:
+    """Replicas that take traffic, by zone; those that are leaving are marked DRAINING.
+
+    Every locality has a weight, because gRPC drops one without, and no address is there twice, because
+    gRPC refuses that.
+    """
+    with_port = [(item, found.port) for item in slices if (found := item.port(port.name)) is not None]
+    meshed = any(item.service_account for item, _ in with_port)
+    zones: defaultdict[str, dict[tuple[str, int], LbEndpoint]] = defaultdict(dict)
+    for item, number in with_port:
+        if dialect is Dialect.GRPC and meshed and not item.service_account:
+            continue  # gRPC has one TLS setting for a whole cluster
+        for endpoint in item.endpoints:
+            if endpoint.ready or (endpoint.serving and endpoint.terminating):
+                zones[endpoint.zone].setdefault((endpoint.address, number), _endpoint(item, endpoint, number))
+    return ClusterLoadAssignment(
+        cluster_name=name,
+        endpoints=[
+            LocalityLbEndpoints(
+                locality=Locality(zone=zone),
+                lb_endpoints=[endpoints[address] for address in sorted(endpoints)],
+                load_balancing_weight=UInt32Value(value=len(endpoints)),
+                priority=0,
+            )
+            for zone, endpoints in sorted(zones.items())
+        ],
+    )
+
+
+def _endpoint(item: EndpointSlice, endpoint: Endpoint, port: int) -> LbEndpoint:
+    metadata = Metadata()
+    if item.service_account:
+        authority = (
+            f"[{endpoint.address}]:{port}" if ":" in endpoint.address else f"{endpoint.address}:{port}"
+        )
+        metadata.filter_metadata[GROUP]["tunnel"] = authority
+        reached_at = inbound_port(port)
+    else:
+        metadata.filter_metadata["envoy.transport_socket_match"]["tlsMode"] = "disabled"
+        reached_at = port
+    return LbEndpoint(
+        endpoint=XdsEndpoint(
+            address=Address(socket_address=SocketAddress(address=endpoint.address, port_value=reached_at)),
+            hostname=endpoint.hostname,
+        ),
+        health_status=HealthStatus.HEALTHY if endpoint.ready else HealthStatus.DRAINING,
+        metadata=metadata,
+    )
