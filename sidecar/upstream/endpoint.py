@@ -1,0 +1,97 @@
+"""Run-time state of one address of a cluster: its connections, its counters, what balancing knows of it.
+
+Made by `cluster.py`, which keeps it for as long as discovery names it, through changes of weight and
+health. The router picks one from the cluster and asks it for a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sidecar.config.resources import ClusterConfig, EndpointConfig, Health, SocketAddress
+from sidecar.telemetry.metrics import ClusterStats, EndpointStats
+from sidecar.upstream.context import ConnectionLimits, StreamWaiter, UpstreamContext
+from sidecar.upstream.host import Host
+from sidecar.upstream.pool import HttpPool
+from sidecar.upstream.tcp_pool import TcpPool
+
+__all__ = ["Endpoint", "StreamWaiter", "identity"]
+
+EndpointIdentity = tuple[SocketAddress, str, str, bool]
+
+
+def identity(config: EndpointConfig) -> EndpointIdentity:
+    """What makes two configurations the same endpoint: all but weight and health. A Pod that got the
+    address of another is a new endpoint, with none of the other's history."""
+    return config.address, config.hostname, config.tunnel_authority, config.plaintext
+
+
+class Endpoint(Host):
+    """`acquire(waiter)` gives the waiter a stream: at once when a ready connection has room, else when there
+    is one, else `on_connect_failure`."""
+
+    __slots__ = ("_tcp", "acquire", "config", "locality", "name", "pool", "stats")
+
+    acquire: Callable[[StreamWaiter], None]
+
+    def __init__(
+        self,
+        context: UpstreamContext,
+        cluster: ClusterConfig,
+        config: EndpointConfig,
+        limits: ConnectionLimits,
+        cluster_stats: ClusterStats,
+        stats: EndpointStats,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.locality = ""
+        self.name = config.hostname or str(config.address)
+        self.stats = stats
+        self.pool = HttpPool(context, cluster, config.address, config.plaintext, limits, cluster_stats)
+        # Bound once: this is called for every request.
+        self.acquire = self.pool.acquire
+        self._tcp = TcpPool(context, cluster, config.address, config.plaintext, limits, cluster_stats)
+
+    @property
+    def address(self) -> SocketAddress:
+        """Where new connections go."""
+        return self.pool.address
+
+    @property
+    def ejected(self) -> bool:
+        """Out by outlier detection, or being probed on its way back."""
+        return bool(self.ejection)
+
+    @property
+    def health(self) -> Health:
+        return self.config.health
+
+    @property
+    def connections(self) -> int:
+        return self.pool.connections + self._tcp.connections
+
+    def acquire_tcp(self, waiter: StreamWaiter) -> None:
+        """A fresh TCP connection as one stream."""
+        self._tcp.acquire(waiter)
+
+    def cancel(self, waiter: StreamWaiter) -> None:
+        """The waiter, which has no stream yet, wants none any more."""
+        self.pool.cancel(waiter)
+        self._tcp.cancel(waiter)
+
+    def resolve_to(self, address: SocketAddress) -> None:
+        """LOGICAL_DNS: connections made from now on go to this address; open ones stay."""
+        self.pool.address = self._tcp.address = address
+
+    def drain(self) -> None:
+        """Out of use: idle connections close, streams finish."""
+        self.pool.drain()
+
+    def abort(self) -> None:
+        """Drop all connections."""
+        self.pool.abort()
+        self._tcp.abort()
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self.name} {self.rank.name} active={self.active} connections={self.connections}>"
