@@ -1,0 +1,410 @@
+"""HTTP/2 (RFC 9113) for both ends of a connection: `Codec` of `events.py`.
+
+`sidecar/net/connection.py` drives it; `h2_sender.py` is its sending half, `h2_stream.py` a stream,
+`h2_control.py` the frames that concern the connection. It never raises for what a peer sends: a stream error
+resets that stream, a connection error queues GOAWAY, resets all streams and sets `should_close`.
+
+A peer that makes work without making progress runs into debt: PING, SETTINGS, empty and unknown frames,
+resets before a response, refused streams. Responses and body bytes work the debt off, and so does every
+call of `receive`, which stands in for time: what comes slowly is no flood. Too much of it ends the
+connection with ENHANCE_YOUR_CALM.
+"""
+
+from __future__ import annotations
+
+from sidecar.protocol import h2_frames as frames
+from sidecar.protocol.events import (
+    ConnectionHandler,
+    ErrorCode,
+    RequestHead,
+    ResponseHead,
+)
+from sidecar.protocol.field_rules import (
+    NO_LENGTH,
+    MalformedError,
+    check_fresh,
+    request_head,
+    response_head,
+    trailer_section,
+)
+from sidecar.protocol.h2_control import H2Control
+from sidecar.protocol.h2_sender import ConnectionFailure, H2Options
+from sidecar.protocol.h2_stream import BODY, DONE, HEAD, RESPONSE_CREDIT, H2Stream
+from sidecar.protocol.hpack import HeaderBlock, HpackBombError, HpackDecoder, HpackError
+
+__all__ = ["H2Codec", "H2Options"]
+
+_MAX_CONTINUATIONS = 64
+_REFUSAL_COST = 1
+_RESET_COST = 2
+_unpack = frames.unpack_header
+_CONNECT = b"CONNECT"
+_TOO_LARGE = ResponseHead(431, ((b"content-length", b"0"),))
+
+
+class H2Codec(H2Control):
+    """One HTTP/2 connection, client or server side.
+
+    `peer_enables_connect_protocol` tells a client, once `on_ready` was called, whether it may send
+    extended CONNECT requests (RFC 8441).
+    """
+
+    def __init__(self, client: bool, handler: ConnectionHandler, options: H2Options | None = None) -> None:
+        super().__init__(client, handler, options or H2Options())
+        options = self.options
+        self._decoder = HpackDecoder(options.max_header_bytes, options.max_header_count + 5)
+        self._preface_left = b"" if client else frames.PREFACE
+        self._partial = bytearray()
+        self._needed = 0
+        self._continued = bytearray()
+        self._continued_frames = 0
+        self._continued_flags = 0
+        # Twice the list's limit: literals may be sent less compactly than they are counted.
+        self._max_block = 2 * options.max_header_bytes + frames.DEFAULT_FRAME_SIZE
+
+    # --- input --------------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> None:
+        """Bytes from the peer."""
+        if self.failed:
+            return
+        self.signalled = True  # the driver takes the output after this call
+        if self.debt:
+            self.debt -= 1
+        try:
+            if self._preface_left:
+                data = self._receive_preface(data)
+            if self._partial:
+                self._partial += data
+                if len(self._partial) < self._needed:
+                    return
+                data = bytes(self._partial)
+                self._partial.clear()
+            self._frames(data)
+        except ConnectionFailure as failure:
+            self.fail(failure.code, failure.text)
+        finally:
+            self.signalled = False
+
+    def _receive_preface(self, data: bytes) -> bytes:
+        expected = self._preface_left
+        if data[: len(expected)] != expected[: len(data)]:
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "no HTTP/2 connection preface")
+        self._preface_left = expected[len(data) :]
+        return data[len(expected) :]
+
+    def _frames(self, data: bytes) -> None:
+        """Take every whole frame of `data`; keep the rest until more comes."""
+        pos = 0
+        size = len(data)
+        while size - pos >= 9:
+            high, low, kind, flags, stream_id = _unpack(data, pos)
+            length = high << 8 | low
+            if length > self.options.max_frame_size:
+                raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, f"frame of {length} octets is too large")
+            end = pos + 9 + length
+            if end > size:
+                self._needed = 9 + length
+                self._partial += memoryview(data)[pos:]
+                return
+            stream_id &= frames.MAX_STREAM_ID
+            if self._gate:
+                self._check_gate(kind, flags, stream_id)
+            if kind == 1:
+                if flags & 0x2C == 4:
+                    self._on_header_block(stream_id, flags, data[pos + 9 : end])
+                else:
+                    self._on_headers_frame(stream_id, flags, data[pos + 9 : end])
+            elif kind == 0:
+                if flags & 8 or not length:
+                    self._on_odd_data(stream_id, flags, data[pos + 9 : end])
+                else:
+                    self._on_data(stream_id, flags, data[pos + 9 : end], length)
+            elif kind == frames.CONTINUATION:
+                self._on_continuation(stream_id, flags, data[pos + 9 : end])
+            else:
+                self.on_control_frame(kind, flags, stream_id, data[pos + 9 : end])
+            if self.failed:
+                return
+            pos = end
+        if pos < size:
+            self._needed = 9
+            self._partial += memoryview(data)[pos:]
+
+    # --- HEADERS and CONTINUATION -------------------------------------------------------------
+
+    def _on_headers_frame(self, stream_id: int, flags: int, payload: bytes) -> None:
+        """HEADERS with padding, priority or CONTINUATION."""
+        payload = _unpadded(flags, payload)
+        if flags & frames.PRIORITY_FLAG:
+            if len(payload) < 5:
+                raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
+            payload = payload[5:]
+        if flags & frames.END_HEADERS:
+            self._on_header_block(stream_id, flags, payload)
+            return
+        if not stream_id:
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0")
+        self._continued += payload
+        self._continued_frames = 0
+        self._continued_flags = flags
+        self.expect_continuation(stream_id)
+
+    def _on_continuation(self, stream_id: int, flags: int, payload: bytes) -> None:
+        if not self._continued_flags and not self.continued_id:
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
+        self._continued += payload
+        self._continued_frames += 1
+        if len(self._continued) > self._max_block or self._continued_frames > _MAX_CONTINUATIONS:
+            raise ConnectionFailure(
+                ErrorCode.ENHANCE_YOUR_CALM, "header block is too large or in too many pieces"
+            )
+        if flags & frames.END_HEADERS:
+            block = bytes(self._continued)
+            self._continued.clear()
+            self.expect_continuation(0)
+            self._on_header_block(stream_id, self._continued_flags, block)
+
+    def _on_header_block(self, stream_id: int, flags: int, octets: bytes) -> None:
+        if not stream_id:
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0")
+        try:
+            block = self._decoder.decode(octets)
+        except HpackError as error:
+            raise ConnectionFailure(ErrorCode.COMPRESSION_ERROR, str(error)) from None
+        except HpackBombError as error:
+            raise ConnectionFailure(ErrorCode.ENHANCE_YOUR_CALM, str(error)) from None
+        stream = self.streams.get(stream_id)
+        end_stream = bool(flags & frames.END_STREAM)
+        if stream is None:
+            if not self.client and stream_id & 1 and stream_id > self.last_opened_id:
+                self._on_request(stream_id, block, end_stream)
+            else:
+                self._on_unexpected_headers(stream_id)
+        elif stream.remote == HEAD:
+            self._on_response(stream, block, end_stream)
+        elif stream.remote == BODY:
+            self._on_trailers(stream, block, end_stream)
+        else:
+            self.stream_error(stream, ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
+
+    def _on_request(self, stream_id: int, block: HeaderBlock, end_stream: bool) -> None:
+        self.last_opened_id = stream_id
+        if self.refusing or self.active_streams >= self.options.max_concurrent_streams:
+            self.incur(_REFUSAL_COST, "refused streams")
+            self.write_control(frames.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
+            self.remember_closed(stream_id, False)
+            return
+        if block.too_large:
+            self._answer_too_large(stream_id, end_stream)
+            return
+        try:
+            head, length = self._request_head(block)
+        except MalformedError as error:
+            self.refuse_malformed(stream_id, str(error))
+            return
+        if len(head.fields) + len(head.fresh) > self.options.max_header_count:
+            self._answer_too_large(stream_id, end_stream)
+            return
+        if end_stream and length > 0:
+            self.refuse_malformed(stream_id, "content-length without content")
+            return
+        stream = H2Stream(self, stream_id, DONE if end_stream else BODY, self.new_stream_window)
+        stream.expected = length
+        self.streams[stream_id] = stream
+        self.active_streams += 1
+        self.handler.on_request(stream, head, end_stream)
+
+    def _request_head(self, block: HeaderBlock) -> tuple[RequestHead, int]:
+        """The head, shared as far as the block is."""
+        head = block.head
+        fresh = self._decoder.fresh
+        connect = self.options.enable_connect_protocol
+        if head is None:
+            try:
+                head, block.content_length = request_head(block.fields, connect)
+            except MalformedError:
+                # Perhaps it is only incomplete.
+                if not fresh:
+                    raise
+                head = False
+            block.head = head
+        if type(head) is RequestHead:
+            if not fresh:
+                return head, block.content_length
+            length = check_fresh(fresh, block.content_length)
+            if length is not None:
+                return head.with_fresh(fresh), length if head.method != _CONNECT else NO_LENGTH
+        return request_head(block.fields + fresh, connect)
+
+    def _answer_too_large(self, stream_id: int, end_stream: bool) -> None:
+        self.incur(_RESET_COST, "requests with too large header sections")
+        self.write_headers(stream_id, self.encoder.response(_TOO_LARGE), True)
+        if not end_stream:
+            self.write_control(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
+            self.remember_closed(stream_id, False)
+
+    def _on_response(self, stream: H2Stream, block: HeaderBlock, end_stream: bool) -> None:
+        if block.too_large:
+            self._reset_too_large(stream, "response headers")
+            return
+        try:
+            head, length = self._response_head(block)
+        except MalformedError as error:
+            self.stream_error(stream, ErrorCode.PROTOCOL_ERROR, str(error))
+            return
+        if len(head.fields) + len(head.fresh) > self.options.max_header_count:
+            self._reset_too_large(stream, "response headers")
+            return
+        status = head.status
+        if status < 200:
+            if end_stream:
+                self.stream_error(stream, ErrorCode.PROTOCOL_ERROR, "informational response ends the stream")
+            else:
+                self.incur(1, "informational responses")
+                stream.handler.on_informational(head)
+            return
+        if self.debt:
+            self.debt = max(0, self.debt - RESPONSE_CREDIT)
+        method = stream.method
+        if method == b"HEAD" or status == 204 or status == 304:
+            length = 0
+        elif method == _CONNECT and status < 300:
+            length = NO_LENGTH
+        elif end_stream and length > 0:
+            self.stream_error(stream, ErrorCode.PROTOCOL_ERROR, "content-length without content")
+            return
+        stream.expected = length
+        stream.remote = DONE if end_stream else BODY
+        stream.handler.on_response(head, end_stream)
+        if end_stream and stream.local == DONE:
+            self.released(stream)
+
+    def _response_head(self, block: HeaderBlock) -> tuple[ResponseHead, int]:
+        head = block.head
+        fresh = self._decoder.fresh
+        if head is None:
+            try:
+                head, block.content_length = response_head(block.fields)
+            except MalformedError:
+                if not fresh:
+                    raise
+                head = False
+            block.head = head
+        if type(head) is ResponseHead:
+            if not fresh:
+                return head, block.content_length
+            length = check_fresh(fresh, block.content_length)
+            if length is not None:
+                return ResponseHead(head.status, head.fields, fresh, head.memo), length
+        return response_head(block.fields + fresh)
+
+    def _on_trailers(self, stream: H2Stream, block: HeaderBlock, end_stream: bool) -> None:
+        fresh = self._decoder.fresh
+        if block.too_large or len(block.fields) + len(fresh) > self.options.max_header_count:
+            self._reset_too_large(stream, "trailers")
+            return
+        if not end_stream:
+            self.stream_error(stream, ErrorCode.PROTOCOL_ERROR, "trailers do not end the stream")
+            return
+        fields = block.trailers
+        if fields is None or fresh:
+            try:
+                fields = trailer_section(block.fields + fresh)
+            except MalformedError as error:
+                self.stream_error(stream, ErrorCode.PROTOCOL_ERROR, str(error))
+                return
+            if not fresh:
+                block.trailers = fields
+        if stream.expected > 0:
+            self.stream_error(stream, ErrorCode.PROTOCOL_ERROR, "less content than content-length")
+            return
+        stream.remote = DONE
+        stream.handler.on_trailers(fields)
+        if stream.local == DONE:
+            self.released(stream)
+
+    def _reset_too_large(self, stream: H2Stream, what: str) -> None:
+        options = self.options
+        self.stream_error(
+            stream,
+            ErrorCode.ENHANCE_YOUR_CALM,
+            f"{what} exceed {options.max_header_bytes} bytes or {options.max_header_count} fields",
+        )
+
+    def _on_unexpected_headers(self, stream_id: int) -> None:
+        self.check_not_idle(stream_id, "HEADERS")
+        self.on_closed_stream_frame(stream_id)
+
+    # --- DATA ---------------------------------------------------------------------------------
+
+    def _on_odd_data(self, stream_id: int, flags: int, payload: bytes) -> None:
+        """DATA with padding or without content."""
+        data = _unpadded(flags, payload)
+        if not data and not flags & frames.END_STREAM:
+            self.incur(1, "empty DATA frames")
+        self._on_data(stream_id, flags, data, len(payload))
+
+    def _on_data(self, stream_id: int, flags: int, data: bytes, length: int) -> None:
+        """`length` counts the padding too (RFC 9113 section 6.1)."""
+        if not stream_id:
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "DATA on stream 0")
+        self._take_connection_window(length)
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self.check_not_idle(stream_id, "DATA")
+            self.on_closed_stream_frame(stream_id)
+            return
+        if stream.remote != BODY:
+            if stream.remote == DONE:
+                self.stream_error(stream, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
+            else:
+                self.stream_error(stream, ErrorCode.PROTOCOL_ERROR, "DATA before HEADERS")
+            return
+        window = stream.receive_window - length
+        if window < 0 and length:
+            self.stream_error(stream, ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the stream's window")
+            return
+        stream.receive_window = window
+        size = len(data)
+        end_stream = bool(flags & frames.END_STREAM)
+        if size != length and not end_stream:
+            stream.consume(length - size)
+        expected = stream.expected
+        if expected >= 0:
+            expected -= size
+            stream.expected = expected
+            if expected < 0 or (end_stream and expected):
+                self.stream_error(stream, ErrorCode.PROTOCOL_ERROR, "content differs from content-length")
+                return
+        if not end_stream:
+            if size:
+                if self.debt:
+                    self.debt -= 1
+                stream.handler.on_data(data, False)
+            return
+        stream.remote = DONE
+        stream.handler.on_data(data, True)
+        if stream.local == DONE:
+            self.released(stream)
+
+    def _take_connection_window(self, length: int) -> None:
+        self.receive_window -= length
+        if self.receive_window < 0:
+            raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the connection's window")
+        # Given back at once: held back, one stalled reader would starve every stream beside it.
+        if self.receive_window <= self.connection_update_threshold:
+            increment = self.connection_window - self.receive_window
+            self.receive_window = self.connection_window
+            self.write(frames.window_update(0, increment))
+
+
+def _unpadded(flags: int, payload: bytes) -> bytes:
+    if not flags & frames.PADDED:
+        return payload
+    if not payload:
+        raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "padded frame without pad length")
+    padding = payload[0]
+    if padding >= len(payload):
+        raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "padding is longer than the frame")
+    return payload[1 : len(payload) - padding]

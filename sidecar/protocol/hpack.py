@@ -1,0 +1,309 @@
+"""HPACK decoding (RFC 7541) with memory, and what it shares with `hpack_encoder.py`.
+
+Called by `h2.py`, one decoder a connection. A peer that repeats itself sends the same octets, and as long
+as the dynamic table has not changed the same octets mean the same fields. So the decoder remembers whole
+blocks, and the longest prefix of a block that holds nothing but indexed fields (and pseudo-header
+literals); the object that comes back for them is always the same, and the codec hangs the validated head
+on it. It never judges what the fields mean: that is `field_rules.py`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from hpack.table import HeaderTable
+
+from sidecar.protocol.events import Field, RequestHead, ResponseHead
+from sidecar.protocol.huffman import HuffmanCache, HuffmanError
+
+STATIC_TABLE: tuple[Field, ...] = tuple((bytes(n), bytes(v)) for n, v in HeaderTable.STATIC_TABLE)
+STATIC_LENGTH = len(STATIC_TABLE)
+DEFAULT_TABLE_SIZE = 4096
+ENTRY_OVERHEAD = 32
+"""RFC 7541 section 4.1."""
+
+_MAX_REMEMBERED_BLOCK = 2048
+_REMEMBERED_OVERHEAD = 512
+"""About what a remembered block costs beside its octets: fields, head and memo."""
+_MAX_REMEMBERED = 98304
+_MAX_SEEN = 64
+_MAX_CONTINUED = 4
+"""Continuation octets of an integer: 2**28 is far above every limit here."""
+
+# Indexed fields: one octet, or 0xff and continuation octets. Possessive, so that nothing is tried twice.
+_INDEXED_RUN = re.compile(rb"(?:[\x80-\xfe]|\xff[\x80-\xff]*+[\x00-\x7f])*+").match
+_LAST_PSEUDO_INDEX = 14
+
+_huffman = HuffmanCache()
+
+
+class HpackError(Exception):
+    """The block cannot be decoded: a connection error of type COMPRESSION_ERROR."""
+
+
+class HpackBombError(Exception):
+    """The block decodes to many times the limit: not worth the work of keeping in step."""
+
+
+class NeverIndexed(tuple[bytes, bytes]):
+    """A field that its sender marked as never to be indexed (RFC 7541 section 6.2.3).
+
+    Equal to the plain pair. Whoever forwards it must encode it in the same way, which the encoder does
+    as long as the object is passed on.
+    """
+
+    __slots__ = ()
+
+
+class HeaderBlock:
+    """Fields that were decoded from a run of octets, and the heads that were made of them."""
+
+    __slots__ = ("content_length", "fields", "head", "size", "too_large", "trailers")
+
+    def __init__(self, fields: tuple[Field, ...], size: int, too_large: bool = False) -> None:
+        self.fields = fields
+        self.size = size
+        """RFC 9113 section 6.5.2: octets of names and values, and 32 a field."""
+        self.too_large = too_large
+        """The list passed the limits and was decoded only to keep the dynamic table right."""
+        self.head: RequestHead | ResponseHead | bool | None = None
+        """None: not tried yet; False: these fields alone are no valid head."""
+        self.content_length = -1
+        self.trailers: tuple[Field, ...] | None = None
+
+    def __repr__(self) -> str:
+        return f"<HeaderBlock fields={len(self.fields)} size={self.size}{' too large' * self.too_large}>"
+
+
+_EMPTY = HeaderBlock((), 0)
+
+
+class HpackDecoder:
+    """One direction's decoding state.
+
+    `max_bytes` and `max_count` bound the decoded list; what passes them is decoded and dropped, and a
+    list of more than eight times `max_bytes` (at least 1 MiB) raises `HpackBombError`.
+    """
+
+    __slots__ = (
+        "_blocks",
+        "_blocks_cost",
+        "_bomb_size",
+        "_max_bytes",
+        "_max_count",
+        "_seen",
+        "_table",
+        "_table_limit",
+        "_table_max",
+        "_table_size",
+        "fresh",
+    )
+
+    def __init__(self, max_bytes: int, max_count: int, table_size: int = DEFAULT_TABLE_SIZE) -> None:
+        self._max_bytes = max_bytes
+        self._max_count = max_count
+        self._bomb_size = max(8 * max_bytes, 1 << 20)
+        self._table: list[Field] = []  # oldest first
+        self._table_size = 0
+        self._table_max = table_size
+        self._table_limit = table_size
+        self._blocks: dict[bytes, HeaderBlock] = {}
+        self._blocks_cost = 0
+        self._seen: set[int] = set()
+        self.fresh: tuple[Field, ...] = ()
+        """The fields of the last block that come after those of the returned `HeaderBlock`."""
+
+    def decode(self, block: bytes) -> HeaderBlock:
+        """The block's first fields; the rest is in `fresh`. Raises `HpackError` or `HpackBombError`."""
+        known = self._blocks.get(block)
+        if known is not None:
+            self.fresh = ()
+            return known
+        try:
+            return self._decode_new(block)
+        except IndexError:
+            raise HpackError("header block ends inside a field") from None
+        except HuffmanError as error:
+            raise HpackError(str(error)) from None
+
+    def _decode_new(self, block: bytes) -> HeaderBlock:
+        end = _shared_length(block)
+        prefix = block[:end]
+        shared = self._blocks.get(prefix) if end else _EMPTY
+        if shared is None:
+            fields, size, _ = self._fields(prefix)
+            shared = self._made(fields, size)
+            if not shared.too_large and (_INDEXED_RUN(prefix).end() == end or self._seen_before(prefix)):  # type: ignore[union-attr]
+                self._remember(prefix, shared)
+        self.fresh = ()
+        if end == len(block):
+            return shared
+        fields, size, changed = self._fields(block, end)
+        size += shared.size
+        if changed or shared.too_large or size > self._max_bytes:
+            return self._made([*shared.fields, *fields], size)
+        if self._seen_before(block):
+            whole = self._made([*shared.fields, *fields], size)
+            if not whole.too_large:
+                self._remember(block, whole)
+            return whole
+        if len(shared.fields) + len(fields) > self._max_count:
+            return HeaderBlock((), size, too_large=True)
+        self.fresh = tuple(fields)
+        return shared
+
+    def _made(self, fields: list[Field], size: int) -> HeaderBlock:
+        if size > self._max_bytes or len(fields) > self._max_count:
+            return HeaderBlock((), size, too_large=True)
+        return HeaderBlock(tuple(fields), size)
+
+    def _fields(self, block: bytes, pos: int = 0) -> tuple[list[Field], int, bool]:
+        """Fields from `pos` on, their size, and whether the dynamic table changed."""
+        fields: list[Field] = []
+        size = 0
+        changed = False
+        end = len(block)
+        max_bytes = self._max_bytes
+        while pos < end:
+            octet = block[pos]
+            if octet >= 0x80:
+                if octet < 0xFF:
+                    index = octet & 0x7F
+                    pos += 1
+                else:
+                    index, pos = _integer(block, pos, 0x7F)
+                field = self._entry(index)
+            elif octet & 0xE0 == 0x20:
+                if pos and size:
+                    raise HpackError("dynamic table size update after a field")
+                limit, pos = _integer(block, pos, 0x1F)
+                self._resize(limit)
+                changed = True
+                continue
+            else:
+                mask = 0x3F if octet >= 0x40 else 0x0F
+                index = octet & mask
+                if index == mask:
+                    index, pos = _integer(block, pos, mask)
+                else:
+                    pos += 1
+                if index:
+                    name = self._entry(index)[0]
+                else:
+                    name, pos = _string(block, pos)
+                length = block[pos]
+                if length < 0x7F:
+                    pos += 1 + length
+                    value = block[pos - length : pos]
+                else:
+                    value, pos = _string(block, pos)
+                field = NeverIndexed((name, value)) if octet & 0xF0 == 0x10 else (name, value)
+                if octet >= 0x40:
+                    self._insert(field)
+                    changed = True
+            size += len(field[0]) + len(field[1]) + 32
+            if size <= max_bytes:
+                fields.append(field)
+            elif size > self._bomb_size:
+                raise HpackBombError(f"header block decodes to more than {self._bomb_size} octets")
+        if pos != end:
+            raise HpackError("header block ends inside a string")
+        return fields, size, changed
+
+    def _entry(self, index: int) -> Field:
+        if 0 < index <= STATIC_LENGTH:
+            return STATIC_TABLE[index - 1]
+        if STATIC_LENGTH < index <= STATIC_LENGTH + len(self._table):
+            return self._table[STATIC_LENGTH - index]
+        raise HpackError(f"no field has index {index}")
+
+    def _insert(self, field: Field) -> None:
+        self._table.append(field)
+        self._table_size += len(field[0]) + len(field[1]) + ENTRY_OVERHEAD
+        self._shrink()
+
+    def _resize(self, limit: int) -> None:
+        if limit > self._table_limit:
+            raise HpackError(f"dynamic table size {limit} is above the setting, {self._table_limit}")
+        self._table_max = limit
+        self._shrink()
+
+    def _shrink(self) -> None:
+        table = self._table
+        while self._table_size > self._table_max:
+            name, value = table.pop(0)
+            self._table_size -= len(name) + len(value) + ENTRY_OVERHEAD
+        self._blocks.clear()
+        self._blocks_cost = 0
+
+    def _seen_before(self, block: bytes) -> bool:
+        """Whether the block came lately; octets that never come again are not worth remembering."""
+        seen = self._seen
+        key = hash(block)
+        if key in seen:
+            return True
+        if len(seen) >= _MAX_SEEN:
+            seen.clear()
+        seen.add(key)
+        return False
+
+    def _remember(self, block: bytes, decoded: HeaderBlock) -> None:
+        if len(block) > _MAX_REMEMBERED_BLOCK:
+            return
+        self._blocks_cost += 2 * len(block) + _REMEMBERED_OVERHEAD
+        if self._blocks_cost > _MAX_REMEMBERED:
+            self._blocks.clear()
+            self._blocks_cost = 2 * len(block) + _REMEMBERED_OVERHEAD
+        self._blocks[block] = decoded
+
+    def __repr__(self) -> str:
+        return (
+            f"<HpackDecoder entries={len(self._table)} size={self._table_size}/{self._table_max} "
+            f"remembered={len(self._blocks)}>"
+        )
+
+
+def _shared_length(block: bytes) -> int:
+    """How many octets from the start are indexed fields and pseudo-header literals without indexing.
+
+    Many clients never index `:path`, so that it may not end what can be remembered.
+    """
+    pos = 0
+    end = len(block)
+    while True:
+        pos = _INDEXED_RUN(block, pos).end()  # type: ignore[union-attr]
+        if pos + 2 > end:
+            return pos
+        octet = block[pos]
+        if octet >= 0x20 or not 1 <= octet & 0x0F <= _LAST_PSEUDO_INDEX:
+            return pos
+        length = block[pos + 1] & 0x7F
+        if length == 0x7F or pos + 2 + length > end:
+            return pos
+        pos += 2 + length
+
+
+def _integer(block: bytes, pos: int, mask: int) -> tuple[int, int]:
+    """RFC 7541 section 5.1: the value and the position behind it."""
+    value = block[pos] & mask
+    pos += 1
+    if value < mask:
+        return value, pos
+    for shift in range(0, 7 * _MAX_CONTINUED, 7):
+        octet = block[pos]
+        pos += 1
+        value += (octet & 0x7F) << shift
+        if octet < 0x80:
+            return value, pos
+    raise HpackError("integer is too large")
+
+
+def _string(block: bytes, pos: int) -> tuple[bytes, int]:
+    """RFC 7541 section 5.2: the string and the position behind it."""
+    huffman = block[pos] & 0x80
+    length, pos = _integer(block, pos, 0x7F)
+    end = pos + length
+    if end > len(block):
+        raise HpackError("header block ends inside a string")
+    data = block[pos:end]
+    return (_huffman.decode(data) if huffman else data), end

@@ -1,0 +1,259 @@
+"""HPACK encoding (RFC 7541) with memory.
+
+Called by the HTTP/2 codec, one encoder a connection. A head whose shared part (everything but `fresh`) was
+encoded before costs one dictionary look-up: heads that differ only in `fresh` share their memo, so the memo's
+identity finds the octets, as long as the dynamic table has not changed.
+
+A pair enters the dynamic table when it is seen for the second time in a short history, so that values
+that never repeat never enter; what follows in `fresh` is sent as literals. Strings are never Huffman-coded,
+which costs a few octets and saves the receiver most of its work.
+
+Secrets (RFC 7541 section 7.1.3). A field that came as never-indexed leaves as never-indexed, always
+(section 6.2.3 demands it of intermediaries). Other fields that carry credentials are never-indexed
+towards applications and unknown peers, and treated like any other between two sidecars of the mesh
+(`trusted_peer`): those talk over mutual TLS and repeat long bearer tokens, and both ends see the plain text
+anyway; what is left is that somebody who can add requests to the same connection and also sees its size
+could test a whole guessed value, never a part of one, which section 7.1 accepts for values of high entropy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sidecar.protocol.events import Field, RequestHead, ResponseHead
+from sidecar.protocol.hpack import (
+    DEFAULT_TABLE_SIZE,
+    ENTRY_OVERHEAD,
+    STATIC_LENGTH,
+    STATIC_TABLE,
+    NeverIndexed,
+)
+
+_MAX_REMEMBERED = 64
+_MAX_HISTORY = 128
+_EVICTION_CREDIT = 64
+_EVICTION_COST = 16
+"""An insertion that evicts makes both ends forget what they remember: allowed once in so many blocks."""
+_ENCODED = object()
+"""Key in a head's memo: it was encoded before, on whatever connection."""
+_SHORT_COOKIE = 20
+_SECRET_NAMES = frozenset({b"authorization", b"proxy-authorization", b"set-cookie"})
+
+
+def encode_integer(value: int, mask: int, first: int) -> bytes:
+    """RFC 7541 section 5.1; `first` holds the representation's high bits."""
+    if value < mask:
+        return bytes((first | value,))
+    octets = bytearray((first | mask,))
+    value -= mask
+    while value >= 0x80:
+        octets.append(value & 0x7F | 0x80)
+        value >>= 7
+    octets.append(value)
+    return bytes(octets)
+
+
+_STATIC: dict[Field, bytes] = {pair: encode_integer(i, 0x7F, 0x80) for i, pair in enumerate(STATIC_TABLE, 1)}
+_STATIC_NAMES: dict[bytes, int] = {}
+for _index, (_name, _) in enumerate(STATIC_TABLE, 1):
+    _STATIC_NAMES.setdefault(_name, _index)
+_LENGTHS = tuple(encode_integer(i, 0x7F, 0) for i in range(256))
+_INDEXED = tuple(encode_integer(i, 0x7F, 0x80) for i in range(STATIC_LENGTH + DEFAULT_TABLE_SIZE // 32 + 2))
+_STATUS = {status: (b":status", b"%d" % status) for status in range(100, 1000)}
+
+
+def _name_octets(name: bytes, mask: int, first: int) -> bytes:
+    index = _STATIC_NAMES.get(name)
+    if index is not None:
+        return encode_integer(index, mask, first)
+    return bytes((first,)) + encode_integer(len(name), 0x7F, 0) + name
+
+
+class HpackEncoder:
+    """One direction's encoding state."""
+
+    __slots__ = (
+        "_blocks",
+        "_credit",
+        "_entries",
+        "_history",
+        "_indices",
+        "_inserted",
+        "_literal_names",
+        "_max_size",
+        "_size",
+        "_smallest_pending",
+        "_trusted_peer",
+        "_update_pending",
+    )
+
+    def __init__(self, trusted_peer: bool = False) -> None:
+        self._trusted_peer = trusted_peer
+        self._entries: dict[int, Field] = {}  # insertion number -> pair, oldest first
+        self._indices: dict[Field, int] = {}  # pair -> its latest insertion number
+        self._inserted = 0
+        self._size = 0
+        self._max_size = DEFAULT_TABLE_SIZE
+        self._update_pending = False
+        self._smallest_pending = DEFAULT_TABLE_SIZE
+        self._history: dict[int, None] = {}
+        self._credit = _EVICTION_CREDIT
+        self._blocks: dict[int, tuple[object, bytes]] = {}
+        self._literal_names: dict[bytes, bytes] = {}
+
+    def request(self, head: RequestHead) -> bytes:
+        """The header block of a request."""
+        known = self._blocks.get(id(head.memo))
+        if known is not None:
+            block = known[1]
+        else:
+            pairs: list[Field] = [(b":method", head.method)]
+            if head.scheme:
+                pairs.append((b":scheme", head.scheme))
+            if head.authority:
+                pairs.append((b":authority", head.authority))
+            if head.path:
+                pairs.append((b":path", head.path))
+            if head.protocol:
+                pairs.append((b":protocol", head.protocol))
+            pairs.extend(head.fields)
+            block = self._shared_of_memo(head.memo, pairs)
+        return block + self._literals(head.fresh) if head.fresh else block
+
+    def response(self, head: ResponseHead) -> bytes:
+        """The header block of a response, final or informational."""
+        known = self._blocks.get(id(head.memo))
+        if known is not None:
+            block = known[1]
+        else:
+            block = self._shared_of_memo(head.memo, [_STATUS[head.status], *head.fields])
+        return block + self._literals(head.fresh) if head.fresh else block
+
+    def trailers(self, fields: tuple[Field, ...]) -> bytes:
+        """The header block of a trailer section."""
+        known = self._blocks.get(id(fields))
+        return known[1] if known is not None else self._shared(fields, fields, True)
+
+    def set_max_size(self, size: int) -> None:
+        """The peer's SETTINGS_HEADER_TABLE_SIZE; more than the default of 4096 is not used."""
+        size = min(size, DEFAULT_TABLE_SIZE)
+        if size == self._max_size and not self._update_pending:
+            return
+        # RFC 7541 section 4.2: the smallest value in between is signalled too.
+        self._smallest_pending = min(size, self._smallest_pending) if self._update_pending else size
+        self._update_pending = True
+        self._max_size = size
+        self._evict(min(size, self._smallest_pending))
+        self._blocks.clear()
+
+    def _shared_of_memo(self, memo: dict[Any, Any], pairs: list[Field]) -> bytes:
+        # A head that is encoded for the first time may never come again; the memo tells.
+        if _ENCODED in memo:
+            return self._shared(memo, pairs, True)
+        memo[_ENCODED] = True
+        return self._shared(memo, pairs, False)
+
+    def _shared(self, owner: object, pairs: Iterable[Field], remember: bool) -> bytes:
+        """Encode `pairs`; `remember` the octets under `owner`'s identity."""
+        octets = bytearray()
+        update = self._update_pending
+        if update:
+            if self._smallest_pending < self._max_size:
+                octets += encode_integer(self._smallest_pending, 0x1F, 0x20)
+            octets += encode_integer(self._max_size, 0x1F, 0x20)
+            self._update_pending = False
+        before = self._inserted
+        indices = self._indices
+        for pair in pairs:
+            code = _STATIC.get(pair)
+            if code is None:
+                number = indices.get(pair)
+                if number is not None and type(pair) is tuple:
+                    code = _INDEXED[STATIC_LENGTH + 1 + self._inserted - number]
+                else:
+                    code = self._literal(pair)
+            octets += code
+        block = bytes(octets)
+        if self._credit < _EVICTION_CREDIT:
+            self._credit += 1
+        if remember and not update and before == self._inserted:
+            if len(self._blocks) >= _MAX_REMEMBERED:
+                self._blocks.clear()
+            self._blocks[id(owner)] = (owner, block)
+        return block
+
+    def _literal(self, pair: Field) -> bytes:
+        name, value = pair
+        length = len(value)
+        value_octets = (_LENGTHS[length] if length < 256 else encode_integer(length, 0x7F, 0)) + value
+        if type(pair) is NeverIndexed or (not self._trusted_peer and _is_secret(name, value)):
+            return _name_octets(name, 0x0F, 0x10) + value_octets
+        history = self._history
+        key = hash(pair)
+        if key not in history:
+            if len(history) >= _MAX_HISTORY:
+                del history[next(iter(history))]
+            history[key] = None
+        elif self._insert((name, value), len(name) + length + ENTRY_OVERHEAD):
+            return _name_octets(name, 0x3F, 0x40) + value_octets
+        return self._name(name) + value_octets
+
+    def _literals(self, fields: tuple[Field, ...]) -> bytes:
+        """Fields as literals without indexing, or as never indexed where that is due."""
+        parts = []
+        names = self._literal_names
+        for pair in fields:
+            name, value = pair
+            if type(pair) is not tuple or name in _SECRET_NAMES or name == b"cookie":
+                parts.append(self._literal(pair))
+                continue
+            length = len(value)
+            parts.append(names.get(name) or self._name(name))
+            parts.append(_LENGTHS[length] if length < 256 else encode_integer(length, 0x7F, 0))
+            parts.append(value)
+        return b"".join(parts)
+
+    def _name(self, name: bytes) -> bytes:
+        names = self._literal_names
+        octets = names.get(name)
+        if octets is None:
+            octets = _name_octets(name, 0x0F, 0)
+            if len(names) >= _MAX_HISTORY:
+                names.clear()
+            names[name] = octets
+        return octets
+
+    def _insert(self, pair: Field, size: int) -> bool:
+        if size > self._max_size // 2:
+            return False
+        if self._size + size > self._max_size:
+            if self._credit < _EVICTION_COST:
+                return False
+            self._credit -= _EVICTION_COST
+            self._evict(self._max_size - size)
+        self._inserted += 1
+        self._entries[self._inserted] = pair
+        self._indices[pair] = self._inserted
+        self._size += size
+        self._blocks.clear()
+        return True
+
+    def _evict(self, size: int) -> None:
+        entries = self._entries
+        while self._size > size:
+            number = next(iter(entries))
+            pair = entries.pop(number)
+            self._size -= len(pair[0]) + len(pair[1]) + ENTRY_OVERHEAD
+            if self._indices[pair] == number:
+                del self._indices[pair]
+
+    def __repr__(self) -> str:
+        return (
+            f"<HpackEncoder entries={len(self._entries)} size={self._size}/{self._max_size} "
+            f"remembered={len(self._blocks)}>"
+        )
+
+
+def _is_secret(name: bytes, value: bytes) -> bool:
+    return name in _SECRET_NAMES or (name == b"cookie" and len(value) < _SHORT_COOKIE)
