@@ -22,9 +22,12 @@ from control_plane.ca.attestation import JoinTokens
 from control_plane.ca.authority import CertificateAuthority
 from control_plane.ca.service import Authenticator, CertificateService
 from control_plane.ca.serving import ServingCertificate
-from control_plane.model.mesh import Mesh
+from control_plane.model.mesh import Mesh, MeshSettings, TracingSettings
 from control_plane.model.problem import Problem
+from control_plane.pipeline import Pipeline
+from control_plane.registry import Registry
 from control_plane.settings import Settings, split_address
+from control_plane.sources.file import FileSource
 from control_plane.status import StatusServer, StatusSources
 from control_plane.xds.server import DiscoveryOptions, DiscoveryServer
 from control_plane.xds.snapshot_cache import ResourceSource
@@ -144,12 +147,8 @@ def make_authority(settings: Settings) -> CertificateAuthority:
 
 def folder_configuration(settings: Settings) -> Configuration:
     """The folder of YAML files, through registry and translation."""
-    from control_plane.pipeline import Pipeline
-    from control_plane.registry import Registry
-    from control_plane.sources.file import FileSource
-
     registry = Registry()
-    pipeline = Pipeline(registry, settings.trust_domain)
+    pipeline = Pipeline(registry, _mesh_settings(settings))
     loaded = asyncio.Event()
 
     def publish(mesh: Mesh) -> None:
@@ -158,7 +157,14 @@ def folder_configuration(settings: Settings) -> Configuration:
 
     source = FileSource(settings.config_dir, publish)
     source.load_now()
-    return Configuration(pipeline, lambda: source.problems, loaded.is_set, source.run)
+    return Configuration(pipeline, lambda: (*source.problems, *pipeline.problems), loaded.is_set, source.run)
+
+
+def _mesh_settings(settings: Settings) -> MeshSettings:
+    tracing = None
+    if settings.tracing_sampling is not None:
+        tracing = TracingSettings(sampling=settings.tracing_sampling, cluster=settings.tracing_cluster)
+    return MeshSettings(trust_domain=settings.trust_domain, tracing=tracing, access_log=settings.access_log)
 
 
 def issue_token(ca_dir: Path, namespace: str, service_account: str, lifetime: timedelta) -> str:

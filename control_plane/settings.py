@@ -41,6 +41,12 @@ class Settings:
     """Changes are pushed when none came for `push_quiet`, after `push_longest` at the latest."""
     max_connection_age: timedelta = timedelta(minutes=30)
     """After this time, give or take a tenth, a client is asked to connect anew, maybe to another replica."""
+    tracing_sampling: float | None = None
+    """Percent of new traces that sidecars record; None: sidecars are told nothing of tracing."""
+    tracing_cluster: str = ""
+    """Static cluster of each sidecar's bootstrap that takes OTLP; empty: nothing is exported."""
+    access_log: bool = True
+    """Whether sidecars write an access log."""
     stop_grace: timedelta = timedelta(seconds=5)
 
 
@@ -74,8 +80,7 @@ def parse_account(text: str) -> tuple[str, str]:
 _DEFAULTS = Settings(config_dir=Path())
 
 
-def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settings:
-    """The settings that a command line asks for. Ends the process with a message if it is wrong."""
+def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Watches a folder of Kubernetes YAML, issues identities, configures sidecars over xDS.",
@@ -98,11 +103,22 @@ def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settin
     add("--push-quiet", type=_duration, default=_DEFAULTS.push_quiet, help="default 100ms")
     add("--push-longest", type=_duration, default=_DEFAULTS.push_longest, help="default 10s")
     add("--max-connection-age", type=_duration, default=_DEFAULTS.max_connection_age, help="default 30m")
+    add("--tracing-sampling", type=float, metavar="PERCENT", help="of new traces; default: no tracing")
+    add("--tracing-cluster", default="", help="static cluster of the sidecars that takes OTLP")
+    add("--no-access-log", action="store_true", help="sidecars write no access log")
+    return parser
+
+
+def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settings:
+    """The settings that a command line asks for. Ends the process with a message if it is wrong."""
+    parser = _parser(prog)
     given = parser.parse_args(arguments)
     if (given.ca_cert is None) != (given.ca_key is None):
         parser.error("--ca-cert and --ca-key go together")
     if given.max_leaf_ttl < timedelta(seconds=1):
         parser.error("--max-leaf-ttl must be at least 1s")
+    if given.tracing_sampling is not None and not 0 <= given.tracing_sampling <= 100:
+        parser.error("--tracing-sampling is a percentage, from 0 to 100")
     return Settings(
         config_dir=given.config_dir,
         listen=given.listen,
@@ -116,6 +132,9 @@ def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settin
         push_quiet=given.push_quiet,
         push_longest=given.push_longest,
         max_connection_age=given.max_connection_age,
+        tracing_sampling=given.tracing_sampling,
+        tracing_cluster=given.tracing_cluster,
+        access_log=not given.no_access_log,
     )
 
 
