@@ -25,7 +25,9 @@ class SocketAddress:
 
 @dataclass(frozen=True, slots=True)
 class StringMatcher:
-    """Envoy `type.matcher.v3.StringMatcher`. `kind`: exact, prefix, suffix, contains or regex (full match)."""
+    """Envoy `type.matcher.v3.StringMatcher`. `kind`: exact, prefix, suffix, contains or regex.
+
+    A regex is kept in Python's syntax and must match the whole value."""
 
     kind: str
     value: str
@@ -143,6 +145,8 @@ class Http2Options:
     initial_stream_window_size: int = 65536
     initial_connection_window_size: int = 1048576
     max_frame_size: int = 16384
+    allow_connect: bool = False
+    """Servers offer extended CONNECT (RFC 8441), for WebSocket over HTTP/2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +169,8 @@ class ClusterConfig:
     """Idle upstream connections are closed after this; HTTP/1.1 to a local application uses 1 s."""
     max_requests_per_connection: int = 0
     dns_refresh_rate: float = 5.0
+    dns_lookup_family: str = "AUTO"
+    """Addresses that a STRICT_DNS or LOGICAL_DNS cluster uses: AUTO (both families), V4_ONLY or V6_ONLY."""
 
 
 # --- routes --------------------------------------------------------------------------------------
@@ -223,7 +229,9 @@ class HeaderOperation:
 class RetryPolicy:
     """Envoy `RetryPolicy`. `retry_on` holds its names. Defaults retry what is always safe."""
 
-    retry_on: frozenset[str] = frozenset({"connect-failure", "refused-stream", "reset-before-request", "reset"})
+    retry_on: frozenset[str] = frozenset(
+        {"connect-failure", "refused-stream", "reset-before-request", "reset"}
+    )
     num_retries: int = 2
     per_try_timeout: float = 0.0
     retriable_status_codes: frozenset[int] = frozenset()
@@ -268,7 +276,8 @@ class RouteAction:
     timeout: float = 15.0
     """Whole request including retries, until the end of the response; 0.0: none."""
     grpc_timeout_max: float | None = None
-    """`max_stream_duration.grpc_timeout_header_max`: None ignores `grpc-timeout`; 0.0 takes any; else caps it."""
+    """`max_stream_duration.grpc_timeout_header_max`: None ignores `grpc-timeout`; 0.0 takes any; else
+    caps it."""
     idle_timeout: float = 0.0
     retry_policy: RetryPolicy | None = None
     """None: the virtual host's, or no retries."""
@@ -308,6 +317,8 @@ class RouteConfiguration:
     virtual_hosts: tuple[VirtualHost, ...] = ()
     request_headers: tuple[HeaderOperation, ...] = ()
     response_headers: tuple[HeaderOperation, ...] = ()
+    ignore_port: bool = False
+    """`ignore_port_in_host_matching`: domains are compared with the authority without its port."""
 
 
 # --- listeners -----------------------------------------------------------------------------------
@@ -358,6 +369,7 @@ class HttpConnectionManagerConfig:
     """The `envoy.filters.http.on_demand` filter with an empty RDS name: routes are found by authority,
     as a proxyless gRPC client does (Listener `host:port` over LDS)."""
     filters: tuple[FilterConfig, ...] = ()
+    """In order, without the router, which ends every chain, and without `on_demand`."""
     tracing: TracingConfig | None = None
     client_cert: ClientCert = ClientCert.SANITIZE
     client_cert_uri: bool = False
@@ -371,6 +383,8 @@ class HttpConnectionManagerConfig:
     max_request_headers_kb: int = 64
     max_headers_count: int = 100
     drain_timeout: float = 5.0
+    upgrades: tuple[str, ...] = ()
+    """Protocols besides CONNECT that `upgrade_configs` enables, in lower case: `websocket`."""
     connect_upgrades: bool = False
     """`upgrade_configs` names CONNECT: requests that a `connect_matcher` route matches become TCP."""
 

@@ -1,0 +1,119 @@
+"""What can only be seen across the resources of a file: names that are used and not defined, or twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from sidecar.config.decode.view import View
+from sidecar.config.resources import (
+    Bootstrap,
+    ClusterConfig,
+    Discovery,
+    HttpConnectionManagerConfig,
+    ListenerConfig,
+    RouteConfiguration,
+    TcpProxyConfig,
+    TlsConfig,
+)
+
+
+def route_clusters(routes: RouteConfiguration) -> Iterator[tuple[str, str]]:
+    """Each cluster that a route sends to, with the path of the route inside the table."""
+    for h, host in enumerate(routes.virtual_hosts):
+        for r, route in enumerate(host.routes):
+            for cluster in route.action.clusters if route.action is not None else ():
+                yield f"virtual_hosts[{h}].routes[{r}].route", cluster.name
+
+
+def listener_clusters(listener: ListenerConfig) -> Iterator[tuple[str, str]]:
+    """Each cluster that a listener itself names (inline routes, TCP proxy, collector), with its path."""
+    if listener.api_listener is not None:
+        yield from _http_clusters("api_listener.api_listener", listener.api_listener)
+    for c, chain in enumerate(listener.filter_chains):
+        path = f"filter_chains[{c}].filters[0].typed_config"
+        if isinstance(chain.network, TcpProxyConfig):
+            for cluster in chain.network.clusters:
+                yield path, cluster.name
+        else:
+            yield from _http_clusters(path, chain.network)
+
+
+def _http_clusters(path: str, manager: HttpConnectionManagerConfig) -> Iterator[tuple[str, str]]:
+    if manager.route_config is not None:
+        for where, name in route_clusters(manager.route_config):
+            yield f"{path}.route_config.{where}", name
+    if manager.tracing is not None and manager.tracing.collector_cluster:
+        yield f"{path}.tracing", manager.tracing.collector_cluster
+
+
+def check_references(config: Bootstrap, view: View) -> None:
+    """Note duplicate names and addresses, and references to what the file does not define."""
+    _unique(view, "static_resources.clusters", "name", (cluster.name for cluster in config.clusters))
+    _unique(view, "static_resources.listeners", "name", (listener.name for listener in config.listeners))
+    bound = (str(each.address) if each.address and each.address.port else "" for each in config.listeners)
+    _unique(view, "static_resources.listeners", "address", bound)
+    clusters = {cluster.name: cluster for cluster in config.clusters}
+    _check_control_plane(config, clusters, view)
+    if not config.cds_over_ads:
+        for i, listener in enumerate(config.listeners):
+            for path, name in listener_clusters(listener):
+                if name and name not in clusters:
+                    view.error(f"cluster {name!r} does not exist", f"static_resources.listeners[{i}].{path}")
+    _check_discovery(config, view)
+    _check_providers(config, view)
+
+
+def _unique(view: View, path: str, field: str, values: Iterable[str]) -> None:
+    seen: dict[str, int] = {}
+    for index, value in enumerate(values):
+        if value and value in seen:
+            view.error(f"{value!r} is also at {path}[{seen[value]}]", f"{path}[{index}].{field}")
+        seen.setdefault(value, index)
+
+
+def _check_control_plane(config: Bootstrap, clusters: dict[str, ClusterConfig], view: View) -> None:
+    """Whatever configuration or certificates come from must itself be reachable without them."""
+    needed = [
+        (f'certificate_provider_instances["{each.instance}"]', each.cluster) for each in config.ca_providers
+    ]
+    if config.ads is not None:
+        needed.append(("dynamic_resources.ads_config", config.ads.cluster))
+    for path, name in needed:
+        cluster = clusters.get(name)
+        if not name:
+            continue
+        if cluster is None:
+            view.error(f"cluster {name!r} does not exist in static_resources.clusters", path)
+        elif cluster.discovery is Discovery.EDS or cluster.http2 is None:
+            view.error(f"cluster {name!r} must have HTTP/2 and a type other than EDS", path)
+
+
+def _check_discovery(config: Bootstrap, view: View) -> None:
+    """What only discovery can answer needs ads_config."""
+    if config.ads is not None:
+        return
+    for i, cluster in enumerate(config.clusters):
+        if cluster.discovery is Discovery.EDS:
+            view.error("type EDS needs dynamic_resources.ads_config", f"static_resources.clusters[{i}]")
+    for i, listener in enumerate(config.listeners):
+        for c, chain in enumerate(listener.filter_chains):
+            network = chain.network
+            if isinstance(network, HttpConnectionManagerConfig) and (
+                network.rds_route_name or network.on_demand
+            ):
+                path = f"static_resources.listeners[{i}].filter_chains[{c}].filters[0].typed_config.rds"
+                view.error("needs dynamic_resources.ads_config", path)
+
+
+def _check_providers(config: Bootstrap, view: View) -> None:
+    known = {provider.instance for provider in config.ca_providers}
+    used: list[tuple[str, TlsConfig | None]] = [
+        (f"static_resources.clusters[{i}].transport_socket", cluster.tls)
+        for i, cluster in enumerate(config.clusters)
+    ]
+    for i, listener in enumerate(config.listeners):
+        for c, chain in enumerate(listener.filter_chains):
+            used.append((f"static_resources.listeners[{i}].filter_chains[{c}].transport_socket", chain.tls))
+    for path, tls in used:
+        for name in sorted({tls.provider, tls.trusted_ca_provider} - known - {""}) if tls is not None else ():
+            view.error(f"certificate provider {name!r} is not in certificate_provider_instances", path)
