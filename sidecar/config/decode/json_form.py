@@ -11,7 +11,6 @@ import difflib
 from typing import Any
 
 from google.protobuf import json_format
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from xds.type.v3 import typed_struct_pb2
 
@@ -42,7 +41,7 @@ class _Walk:
     def __init__(self) -> None:
         self.errors: list[str] = []
 
-    def message(self, tree: Any, descriptor: Descriptor, path: str) -> Any:
+    def message(self, tree: Any, descriptor: Any, path: str) -> Any:
         if descriptor.full_name == _ANY:
             return self.any(tree, path)
         if descriptor.full_name.startswith("google.protobuf."):
@@ -63,7 +62,7 @@ class _Walk:
                 cleaned[field.name] = self.field(value, field, where)
         return cleaned
 
-    def field(self, value: Any, field: FieldDescriptor, path: str) -> Any:
+    def field(self, value: Any, field: Any, path: str) -> Any:
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             if not isinstance(value, dict):
                 return self._wrong(path, f"must be a mapping, not {_kind(value)}")
@@ -75,7 +74,7 @@ class _Walk:
             return [self.single(each, field, f"{path}[{index}]") for index, each in enumerate(value)]
         return self.single(value, field, path)
 
-    def single(self, value: Any, field: FieldDescriptor, path: str) -> Any:
+    def single(self, value: Any, field: Any, path: str) -> Any:
         descriptor = field.message_type
         if descriptor is not None and not descriptor.full_name.startswith("google.protobuf."):
             return self.message(value, descriptor, path)
@@ -97,7 +96,7 @@ class _Walk:
             return tree
         return {"@type": url, **self.message(inner, message.DESCRIPTOR, path)}
 
-    def _try(self, value: Any, field: FieldDescriptor, path: str) -> None:
+    def _try(self, value: Any, field: Any, path: str) -> None:
         """Convert one value on its own to see whether it fits."""
         containing = known_message(field.containing_type.full_name)
         if containing is None:  # the synthetic type of a map's entries
@@ -107,7 +106,7 @@ class _Walk:
         except json_format.ParseError as error:
             self._wrong(path, _reason(str(error)))
 
-    def _unknown(self, path: str, key: str, descriptor: Descriptor) -> None:
+    def _unknown(self, path: str, key: str, descriptor: Any) -> None:
         names = [field.name for field in descriptor.fields]
         close = difflib.get_close_matches(key, names, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
