@@ -56,7 +56,7 @@ class Exchange:
         self.head = head
         self.on_done = on_done
         self.started = context.now()
-        self.trace = context.tracer.start(head)
+        self.trace = context.tracer.start(head.fields, head.fresh, head.memo)
         self.start_ns = context.tracer.now_ns() if self.trace.sampled else 0
         self.bytes_in = 0
         self.bytes_out = 0

@@ -49,6 +49,7 @@ class RouterRequest:
         "plan",
         "response_started",
         "retries",
+        "retrying",
         "stop_waiting",
         "target",
         "timer",
@@ -63,6 +64,8 @@ class RouterRequest:
         self.attempt: Attempt | None = None
         self.attempts: list[Attempt] = []
         self.retries = 0
+        self.retrying = False
+        """A retry is under way, and holds a place in the cluster's retry budget."""
         self.body_ended = False
         self.kept: list[bytes] = []
         self.kept_size = 0
@@ -310,6 +313,13 @@ class RouterRequest:
         cluster = self.cluster
         assert cluster is not None
         cluster.finish(attempt.endpoint, attempt.latency, failed)
+        self._release_retry()
+
+    def _release_retry(self) -> None:
+        if self.retrying:
+            self.retrying = False
+            assert self.cluster is not None
+            self.cluster.retry_budget.release()
 
     # --- failure ---------------------------------------------------------------------------------
 
@@ -376,7 +386,7 @@ class RouterRequest:
         return True
 
     def _can_retry(self) -> bool:
-        """Retries left, body still whole, budget not spent (asking takes from it)."""
+        """Retries left, body still whole, budget not spent. Yes takes a place in it, for `_retry`."""
         if not self._may_resend() or not self.intact:
             return False
         assert self.cluster is not None
@@ -412,6 +422,7 @@ class RouterRequest:
         policy = self.plan.route.retry_policy
         assert policy is not None
         self.retries += 1
+        self.retrying = True
         self.target.stats.retries += 1
         self.cluster.stats.retries += 1
         self.attempt = None
@@ -427,6 +438,7 @@ class RouterRequest:
     def _unavailable(self, reply: LocalReply) -> None:
         """The request was certainly not processed: another sidecar may send it elsewhere, so it is told."""
         self._cancel_timers()
+        self._release_retry()
         exchange = self.exchange
         if exchange.context.inbound and exchange.downstream.trusted:
             exchange.refuse(ErrorCode.REFUSED_STREAM, reply)
@@ -450,6 +462,7 @@ class RouterRequest:
             self.stop_waiting()
             self.stop_waiting = None
         self._cancel_timers()
+        self._release_retry()
         attempt = self.attempt
         if attempt is not None and not attempt.ended:
             attempt.cancel(why)

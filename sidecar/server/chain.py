@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Protocol as Interface
 
 from mesh_api.names import MESH_ALPN
-from sidecar.config.resources import ClientCert, Http2Options
+from sidecar.config.resources import ClientCert
 from sidecar.http.context import Downstream, HttpContext
 from sidecar.net.connection import Connection
 from sidecar.protocol.events import Codec, ConnectionHandler, Field, RequestHead, Stream
 from sidecar.protocol.h1 import H1Options, H1ServerCodec
+from sidecar.protocol.h2 import H2Options
 from sidecar.protocol.raw import RawCodec
 from sidecar.protocol.sniff import Protocol
 from sidecar.server.connection_manager import ConnectionManager
@@ -27,15 +28,7 @@ H2_ALPN = ("h2", MESH_ALPN)
 class MakeH2(Interface):
     """Makes an HTTP/2 codec; which engine is decided once, in app.py."""
 
-    def __call__(
-        self,
-        client: bool,
-        handler: ConnectionHandler,
-        options: Http2Options,
-        max_header_bytes: int,
-        max_header_count: int,
-        trusted_peer: bool,
-    ) -> Codec: ...
+    def __call__(self, client: bool, handler: ConnectionHandler, options: H2Options) -> Codec: ...
 
 
 class Chain(Interface):
@@ -104,16 +97,18 @@ class HttpChain:
         config = self.context.config
         header_bytes = config.max_request_headers_kb * 1024
         if http2:
-            conn.set_codec(
-                self._make_h2(
-                    False,
-                    manager,
-                    config.http2,
-                    header_bytes,
-                    config.max_headers_count,
-                    conn.peer.alpn == MESH_ALPN,
-                )
+            h2 = config.http2
+            options2 = H2Options(
+                max_concurrent_streams=h2.max_concurrent_streams,
+                initial_stream_window_size=h2.initial_stream_window_size,
+                initial_connection_window_size=h2.initial_connection_window_size,
+                max_frame_size=h2.max_frame_size,
+                max_header_bytes=header_bytes,
+                max_header_count=config.max_headers_count,
+                enable_connect_protocol=True,
+                trusted_peer=conn.peer.alpn == MESH_ALPN,
             )
+            conn.set_codec(self._make_h2(False, manager, options2))
         else:
             options = H1Options(max_header_bytes=header_bytes, max_header_count=config.max_headers_count)
             conn.set_codec(H1ServerCodec(manager, options))

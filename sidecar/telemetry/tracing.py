@@ -248,3 +248,41 @@ class Tracer:
 
     def __repr__(self) -> str:
         return f"<Tracer sampling={self._bound / 2**64:.2%} sink={self.sink!r}>"
+
+
+class UntracedContext:
+    """A request where tracing is not configured: what came in goes on, nothing is made or recorded."""
+
+    __slots__ = ("_incoming",)
+
+    trace_id = b""
+    parent_id = b""
+    span_id = b""
+    sampled = False
+    tracestate = b""
+
+    def __init__(self, incoming: tuple[Field, ...]) -> None:
+        self._incoming = incoming
+
+    def outgoing(self, span_id: bytes) -> tuple[Field, ...]:
+        return self._incoming
+
+    def new_span_id(self) -> bytes:
+        return b""
+
+
+class Untraced:
+    """Takes a `Tracer`'s place where tracing is not configured."""
+
+    _NONE = UntracedContext(())
+
+    def __init__(self) -> None:
+        self.sink = SpanSink(0)
+        self.now_ns = lambda: 0
+
+    def start(
+        self, fields: Iterable[Field], fresh: Iterable[Field], memo: dict[Any, Any] | None = None
+    ) -> UntracedContext:
+        """Of what the caller sent, its trace fields alone."""
+        incoming = tuple(filter(is_trace_field, fields)) + tuple(filter(is_trace_field, fresh))
+        return UntracedContext(incoming) if incoming else self._NONE

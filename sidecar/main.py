@@ -1,0 +1,59 @@
+"""The sidecar's process: reads the bootstrap, runs the application on uvloop, obeys signals from the start.
+
+`pilotfish sidecar` ends here. Exit status: 0 after a drain, 64 when the configuration
+cannot be used (before a port is bound), 1 when a port cannot be bound.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+EXIT_CONFIG = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    config: Path
+    validate: bool = False
+    http2_engine: str = "pilotfish"
+    drain_deadline: float = 30.0
+    log_level: str = "info"
+
+
+def run_sidecar(options: Options) -> int:
+    """Runs until SIGTERM or SIGINT; returns the exit status."""
+    # A process that is PID 1 ignores SIGTERM until it has a handler: have one before anything slow.
+    signal.signal(signal.SIGTERM, _exit_early)
+    logging.basicConfig(
+        level=options.log_level.upper(),
+        format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+        stream=sys.stderr,
+    )
+    from sidecar.bootstrap import load_bootstrap
+    from sidecar.config.decode import ConfigError
+
+    try:
+        bootstrap = load_bootstrap(options.config)
+    except ConfigError as error:
+        for message in error.messages:
+            print(f"{options.config}: {message}", file=sys.stderr)
+        return EXIT_CONFIG
+    if options.validate:
+        for path in bootstrap.without_effect:
+            print(f"{options.config}: {path}: without effect")
+        print(f"{options.config}: OK")
+        return 0
+    from sidecar.app import run
+
+    return run(bootstrap, options.http2_engine, options.drain_deadline)
+
+
+def _exit_early(number: int, frame: FrameType | None) -> None:
+    """SIGTERM before the event loop runs: nothing was accepted yet, so nothing is lost."""
+    sys.exit(0)

@@ -1,0 +1,92 @@
+"""Builds what serves a listener's connections from its configuration.
+
+Called by the listener manager. Everything that needs compiling (routes, tracer, access log) is made here,
+once; nothing is made per connection or per request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from sidecar.config.dependency_manager import DependencyManager
+from sidecar.config.matcher import CompiledRoutes
+from sidecar.config.resources import (
+    HttpConnectionManagerConfig,
+    ListenerConfig,
+    TcpProxyConfig,
+    TracingConfig,
+)
+from sidecar.http.context import Clock, HttpContext, RouteSource
+from sidecar.server.chain import Chain, HttpChain, MakeH2, TcpChain
+from sidecar.server.forward_proxy import ForwardProxy
+from sidecar.server.route_sources import OnDemandRoutes, RdsRoutes, StaticRoutes
+from sidecar.server.tcp_proxy import TcpProxy
+from sidecar.telemetry.access_log import AccessLog
+from sidecar.telemetry.metrics import Metrics
+from sidecar.telemetry.tracing import Tracer
+from sidecar.upstream.cluster_manager import ClusterManager
+
+
+class ChainFactory:
+    """Callable with a `ListenerConfig`. `tracer` and `access_log` hand out shared ones."""
+
+    def __init__(
+        self,
+        clusters: ClusterManager,
+        dependencies: DependencyManager,
+        metrics: Metrics,
+        tracer: Callable[[TracingConfig | None], Tracer],
+        access_log: Callable[[str], AccessLog],
+        make_h2: MakeH2,
+        clock: Clock,
+        now: Callable[[], float],
+        random: Random,
+        local_identity: Callable[[], str],
+    ) -> None:
+        self._clusters = clusters
+        self._dependencies = dependencies
+        self._metrics = metrics
+        self._tracer = tracer
+        self._access_log = access_log
+        self._make_h2 = make_h2
+        self._clock = clock
+        self._now = now
+        self._random = random
+        self._local_identity = local_identity
+
+    def __call__(self, config: ListenerConfig) -> Chain:
+        network = config.filter_chains[0].network
+        if isinstance(network, TcpProxyConfig):
+            proxy = TcpProxy(network, self._clusters, self._random, self._now, None)
+            return TcpChain(proxy, self._metrics.listener(config.name))
+        return self._http(config, network)
+
+    def _http(self, config: ListenerConfig, http: HttpConnectionManagerConfig) -> HttpChain:
+        access_log = self._access_log(http.access_log_path) if http.access_log else None
+        context = HttpContext(
+            config=http,
+            inbound=config.inbound,
+            clusters=self._clusters,
+            routes=self._routes(http),
+            tracer=self._tracer(http.tracing),
+            metrics=self._metrics,
+            access_log=access_log,
+            clock=self._clock,
+            now=self._now,
+            random=self._random,
+        )
+        tunnel = None
+        if http.on_demand:
+            tunnel = ForwardProxy(self._clusters, self._random, self._now, access_log)
+        stats = self._metrics.listener(config.name)
+        return HttpChain(context, stats, self._make_h2, self._local_identity, tunnel)
+
+    def _routes(self, http: HttpConnectionManagerConfig) -> RouteSource:
+        if http.on_demand:
+            return OnDemandRoutes(self._dependencies, self._clusters, self._clock)
+        if http.route_config is not None:
+            return StaticRoutes(CompiledRoutes(http.route_config))
+        source = RdsRoutes(http.rds_route_name, self._clock)
+        self._dependencies.watch_routes(http.rds_route_name, source.update)
+        return source
