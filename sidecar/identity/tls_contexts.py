@@ -12,33 +12,18 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 from sidecar.config.resources import StringMatcher, TlsConfig
+from sidecar.identity.certificate_provider import CertificateProvider
 from sidecar.net.peer import PeerInfo
-from sidecar.net.tls import TlsParameters, accept_any_peer, make_context
+from sidecar.net.tls import TlsConfigError, TlsParameters, accept_any_peer, make_context
+
+__all__ = ["TlsConfigError", "TlsContexts", "load_identity"]
 
 _log = logging.getLogger(__name__)
 
 FILE_CHECK_INTERVAL = 1.0
 """Seconds between looks at the files' modification times."""
-
-
-class TlsConfigError(Exception):
-    """No context can be made from this configuration now; the text says what to do."""
-
-
-class IdentitySource(Protocol):
-    """The part of `CertificateProvider` that contexts are made from."""
-
-    @property
-    def version(self) -> int: ...
-    @property
-    def certificate_chain_pem(self) -> str: ...
-    @property
-    def private_key_pem(self) -> bytes: ...
-    @property
-    def trust_bundle_pem(self) -> str: ...
 
 
 _State = tuple[object, ...]
@@ -48,7 +33,7 @@ class TlsContexts:
     """Current contexts, by configuration."""
 
     def __init__(
-        self, providers: Mapping[str, IdentitySource], clock: Callable[[], float] = time.monotonic
+        self, providers: Mapping[str, CertificateProvider], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._providers = providers
         self._clock = clock
@@ -95,7 +80,7 @@ class TlsContexts:
         names = (config.certificate_file, config.private_key_file, config.trusted_ca_file)
         return (self._versions(config), tuple(_modified(name) for name in names if name))
 
-    def _provider(self, name: str) -> IdentitySource:
+    def _provider(self, name: str) -> CertificateProvider:
         try:
             return self._providers[name]
         except KeyError:

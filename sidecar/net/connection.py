@@ -471,7 +471,7 @@ class Connection(asyncio.Protocol):
         if data:
             self._write(data)
         if active.should_close or self._close_wanted:
-            if getattr(active, "abort", False):
+            if getattr(active, "abort", False) is True:
                 self.abort()
             else:
                 self._begin_close()

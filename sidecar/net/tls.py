@@ -36,6 +36,10 @@ class TlsError(Exception):
     """The session cannot go on; the text says why. `TlsSession.take_output` has the alert to send."""
 
 
+class TlsConfigError(Exception):
+    """No context can be made from a configuration now; the text says what to do."""
+
+
 class SslObject(ssl.SSLObject):
     """An SSLObject that remembers the server name that the client asked for."""
 
