@@ -72,7 +72,7 @@ class JoinTokens:
         claims = self._verified(token)
         self._check_time(claims)
         audience = claims["aud"]
-        if CA_AUDIENCE not in ([audience] if isinstance(audience, str) else audience):
+        if audience != CA_AUDIENCE and not (isinstance(audience, list) and CA_AUDIENCE in audience):
             raise AttestationError(f"the token is for audience {audience!r}; expected {CA_AUDIENCE!r}")
         match = _SUBJECT.fullmatch(claims["sub"])
         if match is None:

@@ -103,8 +103,8 @@ class CertificateAuthority:
     ) -> IssuedCertificate:
         now = self._now()
         if now >= self.not_after:
-            raise SigningError(
-                f"the mesh's certificate authority expired at {self.not_after:%Y-%m-%dT%H:%M:%SZ}"
+            raise AuthorityExpired(
+                f"the mesh's certificate authority expired at {self.not_after.isoformat()}"
             )
         lifetime = min(asked or self.max_leaf_lifetime, self.max_leaf_lifetime)
         not_after = min(now + lifetime, self.not_after)
