@@ -7,6 +7,8 @@ touches nothing. Heads are none of this module's business.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sidecar.protocol.events import (
     ConnectionHandler,
     ErrorCode,
@@ -69,7 +71,7 @@ class H1Connection:
         self.handler = handler
         self.options = options
         self.on_output = _nothing
-        self.on_read_pause = _ignore
+        self.on_read_pause: Callable[[bool], None] = _ignore
         self.should_close = False
         self.abort = False
         """With `should_close`: end by RST, because an orderly end would pass for the message's."""

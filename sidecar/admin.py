@@ -1,0 +1,208 @@
+"""The admin port: a small HTTP/1 server for the answers of `admin_pages.py`.
+
+`app.py` starts it first and stops it last. It shares the data plane's codec and connections, and
+nothing that a request of the mesh could occupy: it must answer whatever the load. Who reaches the port
+controls the sidecar.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from sidecar.admin_pages import AdminPages, AdminResponse, AdminSources
+from sidecar.net.connection import Connection
+from sidecar.net.sockets import Address, bind_listener
+from sidecar.protocol.events import ErrorCode, Field, RequestHead, Reset, ResponseHead, Stream
+from sidecar.protocol.h1 import H1Options, H1ServerCodec
+
+__all__ = ["AdminServer", "AdminSources"]
+
+_log = logging.getLogger(__name__)
+
+IDLE_TIMEOUT = 60.0
+"""Seconds after which a connection without a request is closed."""
+MAX_CONNECTIONS = 64
+"""Past it the oldest connection is closed, so that clients that stay cannot lock others out."""
+_PIECE = 65536
+
+
+class AdminServer:
+    """Answers on one address from `sources`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sources: AdminSources) -> None:
+        self._loop = loop
+        self._pages = AdminPages(sources)
+        self._server: asyncio.Server | None = None
+        self._connections: dict[_AdminConnection, None] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+        self.port = 0
+
+    async def start(self, address: Address) -> None:
+        """Bind and serve. Raises ListenError."""
+        sock = bind_listener(address, "admin")
+        self.port = sock.getsockname()[1]
+        self._server = await self._loop.create_server(
+            lambda: Connection(self._loop, self, None, True), sock=sock
+        )
+        self._sweep()
+
+    def close(self) -> None:
+        """Stop listening and close every connection once its answer is out."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.leave()
+
+    def _sweep(self) -> None:
+        self._sweeper = self._loop.call_later(IDLE_TIMEOUT / 2, self._sweep)
+        oldest = self._loop.time() - IDLE_TIMEOUT
+        for connection in list(self._connections):
+            if connection.last_used < oldest:
+                connection.driver.abort("idle")
+
+    # --- ConnectionOwner
+
+    def on_secured(self, conn: Connection) -> None:
+        if len(self._connections) >= MAX_CONNECTIONS:
+            next(iter(self._connections)).driver.abort("too many connections")
+        connection = _AdminConnection(self._loop, conn, self._pages, self._connections.pop)
+        self._connections[connection] = None
+        conn.set_codec(connection.codec)
+
+    def on_unread(self, conn: Connection, data: bytes) -> None:
+        """Never called: the codec is set first."""
+
+    def on_lost(self, conn: Connection, reason: str) -> None:
+        """Never called: the codec is set first."""
+
+    def __repr__(self) -> str:
+        return f"<AdminServer port={self.port} connections={len(self._connections)}>"
+
+
+class _AdminConnection:
+    """`ConnectionHandler` of one client."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        driver: Connection,
+        pages: AdminPages,
+        on_closed: Callable[[_AdminConnection, None], object],
+    ) -> None:
+        self.driver = driver
+        self.codec = H1ServerCodec(self, H1Options())
+        self.last_used = loop.time()
+        self._loop = loop
+        self._pages = pages
+        self._on_closed = on_closed
+
+    def leave(self) -> None:
+        self.codec.drain(True)
+        self.driver.flush()
+
+    def on_request(self, stream: Stream, head: RequestHead, end_stream: bool) -> None:
+        self.last_used = self._loop.time()
+        method = head.method.decode("latin-1")
+        origin = head.get(b"origin") is not None
+        response = self._pages.respond(method, head.path.decode("latin-1"), origin)
+        _Answer(self._loop, stream, response).start(head_only=method == "HEAD")
+
+    def on_ready(self) -> None:
+        """Client side only."""
+
+    def on_capacity(self) -> None:
+        """Client side only."""
+
+    def on_goaway(self) -> None:
+        """Client side only."""
+
+    def on_closed(self, reason: str) -> None:
+        self._on_closed(self, None)
+
+    def __repr__(self) -> str:
+        return f"<_AdminConnection {self.codec!r}>"
+
+
+class _Answer:
+    """Sends one response; stream handler of the request. Long ones go in pieces, the next only when the
+    client has taken the last."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, stream: Stream, response: AdminResponse) -> None:
+        self._loop = loop
+        self._stream = stream
+        self._response = response
+        self._unsent = 0
+        self._over = False
+        stream.handler = self
+
+    def start(self, head_only: bool) -> None:
+        response = self._response
+        fields: list[Field] = [
+            (b"content-type", response.content_type.encode()),
+            (b"cache-control", b"no-store"),
+        ]
+        if response.allow:
+            fields.append((b"allow", response.allow.encode()))
+        if isinstance(response.body, bytes):
+            fields.append((b"content-length", b"%d" % len(response.body)))
+        self._stream.send_response(ResponseHead(response.status, tuple(fields)), head_only)
+        if head_only:
+            return
+        if isinstance(response.body, bytes):
+            self._stream.send_data(response.body, True)
+        else:
+            self._send_pieces()
+
+    def _send_pieces(self) -> None:
+        if self._over or self._unsent:
+            return
+        try:
+            data = self._next_piece()
+        except Exception:
+            _log.exception("admin response failed after it had begun")
+            self._over = True
+            self._stream.reset(ErrorCode.INTERNAL_ERROR)
+            return
+        self._unsent = len(data) - self._stream.send_data(data, self._over)
+        if not self._over and not self._unsent:
+            self._loop.call_soon(self._send_pieces)
+
+    def _next_piece(self) -> bytes:
+        assert not isinstance(self._response.body, bytes)
+        pieces, size = [], 0
+        for text in self._response.body:
+            pieces.append(text)
+            size += len(text)
+            if size >= _PIECE:
+                break
+        else:
+            self._over = True
+        return "".join(pieces).encode()
+
+    def on_sent(self, n: int) -> None:
+        self._unsent -= n
+        if not self._unsent and not self._over:
+            self._loop.call_soon(self._send_pieces)
+
+    def on_data(self, data: bytes, end_stream: bool) -> None:
+        """A body that came with the request: nothing here reads one."""
+        self._stream.consume(len(data))
+
+    def on_trailers(self, fields: tuple[Field, ...]) -> None:
+        """Nothing here reads them."""
+
+    def on_reset(self, reset: Reset) -> None:
+        self._over = True
+
+    def on_response(self, head: ResponseHead, end_stream: bool) -> None:
+        """Client side only."""
+
+    def on_informational(self, head: ResponseHead) -> None:
+        """Client side only."""
+
+    def __repr__(self) -> str:
+        return f"<_Answer {self._response.status} unsent={self._unsent} over={self._over}>"
