@@ -84,7 +84,7 @@ class H1ServerCodec(H1Connection):
         self._eof = True
         stream = self._stream
         if stream is None:
-            if not self._output_paused:
+            if not (self._output_paused and self._input):
                 self.close()
         elif stream.receiving == TUNNEL:
             stream.receiving = DONE
