@@ -102,9 +102,10 @@ class Fields:
         return str(value)
 
     def choice(self, name: str, allowed: Collection[str], default: object = _MISSING) -> str:
-        value = str(self._get(name, default, str, f"one of {', '.join(allowed)}"))
+        names = ", ".join(filter(None, allowed))
+        value = str(self._get(name, default, str, f"one of {names}"))
         if value not in allowed:
-            raise self.error(name, f"is {value!r}; expected one of {', '.join(allowed)}")
+            raise self.error(name, f"is {value!r}; expected one of {names}")
         return value
 
     def matching(self, name: str, pattern: re.Pattern[str], what: str, default: object = _MISSING) -> str:

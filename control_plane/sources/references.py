@@ -72,6 +72,15 @@ def _slice(mesh: Mesh, item: EndpointSlice) -> Iterator[Finding]:
         message = f"Service {item.service_key} does not exist; these endpoints get no traffic"
         yield Finding(ref, path, message, Severity.WARNING)
         return
+    # Callers reach a service with sidecars over HTTP/2, and those outside the mesh without TLS.
+    beside = [other for other in mesh.slices if other.service_key == service.key and other.service_account]
+    if not account and beside and any(port.protocol is AppProtocol.HTTP for port in service.ports):
+        message = (
+            f"its endpoints have no service account while others of Service {service.key}"
+            f" have; they must speak"
+            " HTTP/2, or give them one"
+        )
+        yield Finding(ref, ("metadata", "annotations"), message, Severity.WARNING)
     names = {port.name for port in service.ports}
     for index, port in enumerate(item.ports):
         if port.name not in names:

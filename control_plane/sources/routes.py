@@ -31,6 +31,7 @@ _MATCH_KINDS = ("Exact", "RegularExpression")
 _DURATION = re.compile(r"([0-9]{1,5}(h|m|s|ms)){1,4}")
 _DURATION_PART = re.compile(r"([0-9]+)(ms|h|m|s)")
 _UNIT = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_NOT_RE2 = re.compile(r"\(\?(?:[=!>(#]|<[=!]|P=)|(?<!\\)(?:\\\\)*\\[1-9]")
 _GRPC_NAME = re.compile(r"[A-Za-z0-9_.]+")
 _RULE_FIELDS = ("backendRefs", "filters", "matches", "name", "retry", "sessionPersistence", "timeouts")
 
@@ -166,11 +167,15 @@ def _grpc_match(item: Fields) -> RouteMatch:
     else:
         for key in ("service", "method"):
             _check_regex(method, key, method.text(key, ""))
-        path = PathMatch(PathKind.REGEX, f"/{service or '[^/]+'}/{name or '[^/]+'}")
+        parts = (f"(?:{part})" if part else "[^/]+" for part in (service, name))
+        path = PathMatch(PathKind.REGEX, "/" + "/".join(parts))
     return RouteMatch(path, headers=headers, grpc=ranks)
 
 
 def _check_regex(item: Fields, name: str, value: str) -> None:
+    if _NOT_RE2.search(value):
+        what = "looks around or back, which RE2, the syntax of xDS, does not have; write it without"
+        raise item.error(name, f"{value!r} {what}")
     try:
         re.compile(value)
     except re.error as error:

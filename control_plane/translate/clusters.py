@@ -153,11 +153,12 @@ def _outlier_detection() -> OutlierDetection:
     )
 
 
-def http2_options() -> Http2ProtocolOptions:
-    """Windows between sidecars, in both directions."""
+def http2_options(accept_connect: bool = False) -> Http2ProtocolOptions:
+    """Windows between sidecars, in both directions. `accept_connect`: for a server, CONNECT streams."""
     return Http2ProtocolOptions(
         initial_stream_window_size=UInt32Value(value=STREAM_WINDOW),
         initial_connection_window_size=UInt32Value(value=CONNECTION_WINDOW),
+        allow_connect=accept_connect,
     )
 
 

@@ -63,7 +63,7 @@ def inbound_listener(workload: WorkloadPort, settings: MeshSettings) -> Listener
         codec_type=HttpConnectionManager.HTTP2,
         route_config=_inbound_routes(name, workload),
         http_filters=[_router()],
-        http2_protocol_options=http2_options(),
+        http2_protocol_options=http2_options(accept_connect=True),
         forward_client_cert_details=HttpConnectionManager.SANITIZE_SET,
         set_current_client_cert_details=HttpConnectionManager.SetCurrentClientCertDetails(uri=True),
         upgrade_configs=[HttpConnectionManager.UpgradeConfig(upgrade_type="CONNECT")],

@@ -1,0 +1,163 @@
+"""What the control plane makes of the example, read by the sidecar: neither half may change alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from control_plane.model.discovery import Dialect, Identity, NodeInfo, Resource
+from control_plane.model.mesh import MeshSettings, TracingSettings
+from control_plane.pipeline import Pipeline
+from control_plane.registry import Registry
+from control_plane.sources.load import load
+from control_plane.translate.names import CLUSTER, LISTENER, LOAD_ASSIGNMENT, ROUTE_CONFIGURATION
+from mesh_api.names import inbound_port
+from sidecar.config.decode import (
+    decode_cluster,
+    decode_endpoints,
+    decode_listener,
+    decode_route_configuration,
+)
+from sidecar.config.resources import (
+    ClientCert,
+    Discovery,
+    Health,
+    Http2Options,
+    HttpConnectionManagerConfig,
+    LbPolicy,
+    SocketAddress,
+    StringMatcher,
+)
+
+SHOP = Path(__file__).parents[2] / "examples" / "shop"
+USERS = "users.shop.svc.cluster.local:80"
+ORDERS = "orders.shop.svc.cluster.local:80"
+GREETER = "greeter.shop.svc.cluster.local:50051"
+NODE = NodeInfo("users-1", "users", Dialect.PILOTFISH, Identity("shop", "users"), "127.0.1.1")
+DECODERS: dict[str, Callable[[bytes, str], object]] = {
+    LISTENER: decode_listener,
+    ROUTE_CONFIGURATION: decode_route_configuration,
+    CLUSTER: decode_cluster,
+    LOAD_ASSIGNMENT: decode_endpoints,
+}
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Iterator[Pipeline]:
+    loaded = load(SHOP)
+    assert loaded.problems == ()
+    assert loaded.mesh is not None
+    registry = Registry()
+    made = Pipeline(registry, MeshSettings(tracing=TracingSettings(1.0, "otlp", "http://otlp/v1/traces")))
+    registry.replace(loaded.mesh)
+    yield made
+    assert made.problems == ()
+
+
+def get(pipeline: Pipeline, type_url: str, *names: str) -> dict[str, Resource]:
+    return dict(pipeline.resources(NODE, type_url, frozenset(names)))
+
+
+def test_every_resource_of_the_example_is_accepted_by_the_sidecar(pipeline: Pipeline) -> None:
+    wanted = {
+        LISTENER: ("users:80", "orders.shop:80", "greeter.shop.svc.cluster.local:50051"),
+        ROUTE_CONFIGURATION: (USERS, ORDERS, GREETER),
+        CLUSTER: (USERS, ORDERS, GREETER),
+        LOAD_ASSIGNMENT: (USERS, ORDERS, GREETER),
+    }
+    for type_url, names in wanted.items():
+        resources = get(pipeline, type_url, *names)
+        assert set(resources) == set(names)
+        for name, resource in resources.items():
+            DECODERS[type_url](resource.body, name)
+
+
+def test_every_replica_finds_its_own_inbound_listener_and_cluster(pipeline: Pipeline) -> None:
+    replicas = {
+        "users": ("127.0.1.1", "127.0.1.2"),
+        "orders": ("127.0.1.11", "127.0.1.12"),
+        "greeter": ("127.0.1.21", "127.0.1.22"),
+    }
+    for account, addresses in replicas.items():
+        port = 50051 if account == "greeter" else 8080
+        for address in addresses:
+            node = NodeInfo("n", "c", Dialect.PILOTFISH, Identity("shop", account), address)
+            [(listener_name, listener)] = pipeline.resources(node, LISTENER, None).items()
+            [(cluster_name, cluster)] = pipeline.resources(node, CLUSTER, None).items()
+            bound = decode_listener(listener.body, listener_name)
+            assert bound.address == SocketAddress(address, inbound_port(port))
+            assert cluster_name == f"inbound|{port}|{address}"
+            local = decode_cluster(cluster.body, cluster_name)
+            assert (local.http2 is None) == (account != "greeter")
+
+
+def test_the_inbound_listener_asks_for_a_certificate_and_passes_the_identity_on(pipeline: Pipeline) -> None:
+    [(name, resource)] = pipeline.resources(NODE, LISTENER, None).items()
+    listener = decode_listener(resource.body, name)
+    [chain] = listener.filter_chains
+    assert listener.inbound
+    assert chain.tls is not None
+    assert chain.tls.require_client_certificate
+    assert (chain.tls.provider, chain.tls.trusted_ca_provider) == ("mesh", "mesh")
+    assert chain.tls.alpn == ("pilotfish-h2", "h2")
+    manager = chain.network
+    assert isinstance(manager, HttpConnectionManagerConfig)
+    assert (manager.codec, manager.client_cert, manager.client_cert_uri) == (
+        "HTTP2",
+        ClientCert.SANITIZE_SET,
+        True,
+    )
+    assert manager.connect_upgrades
+    assert manager.stream_idle_timeout == 0.0
+    assert manager.tracing is not None
+    assert (manager.tracing.random_sampling, manager.tracing.collector_cluster) == (1.0, "otlp")
+    assert manager.tracing.service_name == "users"
+    assert manager.route_config is not None
+    [host] = manager.route_config.virtual_hosts
+    connect, everything = host.routes
+    assert connect.match.connect
+    assert everything.match.prefix == "/"
+    assert everything.action is not None
+    assert everything.action.timeout == 0.0
+    assert everything.action.clusters[0].name == "inbound|8080|127.0.1.1"
+
+
+def test_a_service_is_reached_over_mtls_with_peak_ewma_and_ejection(pipeline: Pipeline) -> None:
+    cluster = decode_cluster(get(pipeline, CLUSTER, USERS)[USERS].body, USERS)
+    assert cluster.discovery is Discovery.EDS
+    assert cluster.lb_policy is LbPolicy.PEAK_EWMA
+    assert cluster.connect_timeout == 1.0
+    assert cluster.http2 == Http2Options(
+        initial_stream_window_size=256 * 1024, initial_connection_window_size=1024 * 1024
+    )
+    assert cluster.tls is not None
+    assert cluster.tls.uri_san_matchers == (
+        StringMatcher("exact", "spiffe://cluster.local/ns/shop/sa/users"),
+    )
+    assert cluster.tls.alpn == ("pilotfish-h2", "h2")
+    assert cluster.circuit_breakers.max_requests == 2**32 - 1
+    assert cluster.circuit_breakers.retry_budget_percent == 20.0
+    assert cluster.circuit_breakers.min_retries_per_second == 10.0
+    ejection = cluster.outlier_detection
+    assert ejection is not None
+    assert (ejection.consecutive_5xx, ejection.base_ejection_time, ejection.max_ejection_time) == (
+        5,
+        1.0,
+        60.0,
+    )
+    assert ejection.max_ejection_percent == 50
+
+
+def test_endpoints_are_the_sidecars_and_keep_their_names_and_original_addresses(pipeline: Pipeline) -> None:
+    endpoints = decode_endpoints(get(pipeline, LOAD_ASSIGNMENT, GREETER)[GREETER].body, GREETER)
+    [locality] = endpoints.localities
+    assert (locality.weight, locality.priority) == (2, 0)
+    assert [
+        (str(each.address), each.hostname, each.tunnel_authority, each.plaintext, each.health)
+        for each in locality.endpoints
+    ] == [
+        ("127.0.1.21:60051", "greeter-1", "127.0.1.21:50051", False, Health.HEALTHY),
+        ("127.0.1.22:60051", "greeter-2", "127.0.1.22:50051", False, Health.HEALTHY),
+    ]
