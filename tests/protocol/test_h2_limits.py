@@ -1,0 +1,159 @@
+"""Sizes that are too large, and floods: RFC 9113 section 10.5."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.protocol.events import ErrorCode, RequestHead, ResponseHead
+from tests.support import h2_frames as f
+from tests.support.h2_frames import Connection, Frame, client, connection_error, server, stream_error
+
+CALM = 11
+
+
+def status_of(frame: Frame) -> bytes:
+    peer = client()
+    recorder = peer.request()
+    peer.say(f.frame(frame.type, frame.flags, 1, frame.payload))
+    assert isinstance(recorder.head, ResponseHead)
+    return b"%d" % recorder.head.status
+
+
+def test_too_large_request_is_answered_431_and_the_table_stays_right() -> None:
+    connection = server(max_header_bytes=2000)
+    big = f.block(f.GET) + b"\x40\x01a\x01b" + b"\0\x01x\x7f\xd1\x0e" + b"v" * 2000
+    response, reset = connection.say(f.frame(f.HEADERS, f.END_HEADERS, 1, big))
+    assert (response.type, response.flags, response.stream_id) == (f.HEADERS, 5, 1)
+    assert status_of(response) == b"431"
+    assert (reset.type, reset.code) == (f.RST_STREAM, 0)
+    assert connection.say(f.data(1, b"late", True)) == []
+    connection.say(f.frame(f.HEADERS, 5, 3, f.block(f.GET) + b"\xbe"))
+    (recorder,) = connection.requests
+    assert recorder.head.get(b"a") == b"b"
+    assert connection.codec.active_streams == 1
+
+
+def test_too_many_fields_are_answered_431() -> None:
+    connection = server(max_header_count=10)
+    assert connection.say(f.headers(1, [*f.GET, *[(b"a", b"%d" % i) for i in range(10)]], True)) == []
+    (response,) = connection.say(f.headers(3, [*f.GET, *[(b"a", b"%d" % i) for i in range(11)]], True))
+    assert status_of(response) == b"431"
+    assert len(connection.requests) == 1
+
+
+def test_limit_counts_32_octets_a_field() -> None:
+    size = sum(len(n) + len(v) + 32 for n, v in f.GET) + 1 + 32
+    for limit, answers in ((size, 0), (size - 1, 1)):
+        connection = server(max_header_bytes=limit)
+        assert len(connection.say(f.headers(1, [*f.GET, (b"a", b"")], True))) == answers
+
+
+def test_limits_hold_for_repeated_blocks_too() -> None:
+    connection = server(max_header_count=3)
+    for stream_id in (1, 3, 5, 7):
+        (response,) = connection.say(f.frame(f.HEADERS, 5, stream_id, f.block(f.GET) + b"\x90" * 4))
+        assert status_of(response) == b"431"
+
+
+@pytest.mark.parametrize("trailers", [False, True])
+def test_too_large_response_is_told_to_the_handler(trailers: bool) -> None:
+    connection = client(max_header_bytes=1000)
+    recorder = connection.request()
+    connection.take()
+    fields = [(b"x", b"v" * 1000)]
+    if trailers:
+        connection.say(f.headers(1, f.OK))
+    octets = f.headers(1, fields if trailers else [*f.OK, *fields], True)
+    assert stream_error(connection, octets) == CALM
+    assert recorder.reset is not None
+    what = "trailers" if trailers else "response headers"
+    assert recorder.reset.reason == f"{what} exceed 1000 bytes or 100 fields"
+
+
+def test_header_bomb_ends_the_connection() -> None:
+    connection = server()
+    connection.say(f.frame(f.HEADERS, 5, 1, f.block(f.GET) + b"\x40\x01a\x7f\xa1\x1e" + b"v" * 4000))
+    assert connection_error(connection, f.frame(f.HEADERS, 5, 3, b"\xbe" * 1000)) == CALM
+
+
+def flood(connection: Connection, octets: bytes, times: int) -> int | None:
+    """Feed the same octets in one read; the connection error's code if there was one."""
+    frames = connection.say(octets * times)
+    return frames[-1].code if frames and frames[-1].type == f.GOAWAY else None
+
+
+FLOODS = {
+    "PING": f.ping(),
+    "SETTINGS": f.settings({4: 65535}),
+    "SETTINGS ACK": f.frame(f.SETTINGS, f.ACK),
+    "PRIORITY": f.priority(1),
+    "unknown": f.frame(0xF0),
+    "empty DATA": f.data(1, b""),
+    "padding alone": f.padded(1, b"", 0),
+    "WINDOW_UPDATE": f.window_update(1, 1),
+    "late RST_STREAM": f.rst_stream(3, 8),
+}
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_floods_end_the_connection(name: str) -> None:
+    connection = server()
+    connection.say(f.headers(1, f.POST) + f.headers(3, f.POST) + f.rst_stream(3, 8))
+    assert flood(connection, FLOODS[name], 100) is None
+    assert flood(connection, FLOODS[name], 2000) == CALM
+
+
+def test_rapid_reset_ends_the_connection() -> None:
+    connection = server()
+    octets = b"".join(f.headers(i, f.GET, True) + f.rst_stream(i, 8) for i in range(1, 2001, 2))
+    assert connection_error(connection, octets) == CALM
+    assert len(connection.requests) < 600
+
+
+def test_a_few_cancelled_requests_are_no_flood() -> None:
+    connection = server()
+    for i in range(1, 2001, 10):
+        connection.say(f.headers(i, f.GET, True))
+        connection.say(f.rst_stream(i, 8))
+        connection.say(f.headers(i + 2, f.GET, True))
+        connection.requests[-1].stream.send_response(ResponseHead(200), True)
+    assert not connection.codec.should_close
+    assert connection.codec.debt < 10
+
+
+def test_pings_that_come_one_by_one_are_no_flood() -> None:
+    connection = server()
+    for _ in range(5000):
+        assert len(connection.say(f.ping())) == 1
+
+
+def test_refused_streams_without_end() -> None:
+    connection = server(max_concurrent_streams=1)
+    octets = b"".join(f.headers(i, f.GET, True) for i in range(1, 5001, 2))
+    assert connection_error(connection, octets) == CALM
+
+
+def test_answers_that_are_never_read_end_the_connection() -> None:
+    connection = server()
+    connection.codec.pause_output()
+    field = (b"x", b"v" * 10000)
+    stream_id = 1
+    while not connection.codec.should_close:
+        connection.say(f.headers(stream_id, f.GET, True))
+        connection.requests[-1].stream.send_response(ResponseHead(200, (field,)), True)
+        stream_id += 2
+    assert 150 < stream_id < 300
+
+
+def test_kept_bytes_never_exceed_what_the_window_let_in() -> None:
+    source, sink = server(hold=True, initial_stream_window_size=30000), client(peer_settings={4: 0})
+    source.say(f.headers(1, f.POST))
+    upload = source.requests[0]
+    forward = sink.request(RequestHead(b"POST", b"http", b"a", b"/"), False)
+    sent = 0
+    for _ in range(3):
+        forward.stream.send_data(bytes(10000), False)
+        source.say(f.data(1, bytes(10000)))
+        sent += 10000
+    assert forward.stream.kept_size == len(upload.body) == 30000
+    assert stream_error(source, f.data(1, b"x")) == int(ErrorCode.FLOW_CONTROL_ERROR)
