@@ -1,11 +1,15 @@
-"""A ResourceSource that tests fill by hand, and the fewest resources that a gRPC client is served by."""
+"""A ResourceSource that tests fill by hand, what clients need at least, a control plane of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
+import aiohttp
+import grpc
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
@@ -16,9 +20,13 @@ from envoy.extensions.filters.http.router.v3 import router_pb2  # noqa: F401
 from envoy.extensions.filters.network.http_connection_manager.v3 import (  # noqa: F401
     http_connection_manager_pb2,
 )
+from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf.json_format import ParseDict
 
+from control_plane.app import Configuration, ControlPlane, issue_token
 from control_plane.model.discovery import Change, NodeInfo, Resource
+from control_plane.model.problem import Problem
+from control_plane.settings import Settings
 from control_plane.xds.types import CLUSTER, ENDPOINTS, LISTENER, ROUTE
 
 ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
@@ -131,3 +139,72 @@ def serve(source: MemorySource, target: str, cluster_name: str, *ports: int) -> 
     source.put(ROUTE, f"{target}-route", route(f"{target}-route", cluster_name))
     source.put(CLUSTER, cluster_name, cluster(cluster_name))
     source.put(ENDPOINTS, cluster_name, endpoints(cluster_name, *ports))
+
+
+HOUR = timedelta(hours=1)
+ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService"
+
+
+class Plane:
+    """A control plane on ephemeral ports that serves a MemorySource."""
+
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        self.source = MemorySource()
+        self.problems: list[Problem] = []
+        self.loaded = True
+        given: dict[str, Any] = {
+            "config_dir": directory,
+            "ca_dir": directory / "ca",
+            "listen": "127.0.0.1:0",
+            "status": "127.0.0.1:0",
+            "push_quiet": timedelta(milliseconds=10),
+            "stop_grace": timedelta(seconds=1),
+        }
+        self.settings = Settings(**{**given, **settings})
+        configuration = Configuration(
+            self.source, lambda: self.problems, lambda: self.loaded, lambda stop: stop.wait()
+        )
+        self.app = ControlPlane(self.settings, configuration)
+
+    async def __aenter__(self) -> Plane:
+        await self.app.start()
+        self.channel = grpc.aio.secure_channel(
+            f"localhost:{self.app.port}",
+            grpc.ssl_channel_credentials(self.app.authority.root_pem.encode()),
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.channel.close()
+        await self.app.stop()
+
+    def token(self, account: str = "shop/users", lifetime: timedelta = HOUR) -> str:
+        namespace, _, name = account.partition("/")
+        return issue_token(self.settings.ca_dir, namespace, name, lifetime)
+
+    def stream(self, token: str | None, delta: bool = True) -> Any:
+        """An ADS stream of grpc.aio."""
+        if delta:
+            name, request, response = (
+                "DeltaAggregatedResources",
+                discovery_pb2.DeltaDiscoveryRequest,
+                discovery_pb2.DeltaDiscoveryResponse,
+            )
+        else:
+            name, request, response = (
+                "StreamAggregatedResources",
+                discovery_pb2.DiscoveryRequest,
+                discovery_pb2.DiscoveryResponse,
+            )
+        method = self.channel.stream_stream(
+            f"{ADS}/{name}",
+            request_serializer=request.SerializeToString,
+            response_deserializer=response.FromString,
+        )
+        return method(metadata=None if token is None else [("authorization", f"Bearer {token}")])
+
+    async def get(self, path: str) -> tuple[int, str]:
+        """Status and body of a GET on the status port."""
+        url = f"http://127.0.0.1:{self.app.status_port}{path}"
+        async with aiohttp.ClientSession() as client, client.get(url) as response:
+            return response.status, await response.text()
