@@ -39,10 +39,9 @@ def run_sidecar(options: Options) -> int:
     from sidecar.config.decode import ConfigError
 
     try:
-        bootstrap = load_bootstrap(options.config)
+        bootstrap = load_bootstrap(str(options.config))
     except ConfigError as error:
-        for message in error.messages:
-            print(f"{options.config}: {message}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return EXIT_CONFIG
     if options.validate:
         for path in bootstrap.without_effect:

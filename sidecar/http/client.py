@@ -18,15 +18,15 @@ class CallError(OSError):
     """No whole response came; the text says from where and why."""
 
 
-async def call(cluster: Cluster, head: RequestHead, body: bytes, timeout: float) -> tuple[int, bytes]:
-    """Status and body. Raises CallError, or TimeoutError after `timeout` seconds."""
+async def call(cluster: Cluster, head: RequestHead, body: bytes, deadline: float) -> tuple[int, bytes]:
+    """Status and body. Raises CallError, or TimeoutError after `deadline` seconds."""
     endpoint = cluster.pick(())
     if endpoint is None or not cluster.begin(endpoint):
         raise CallError(f"no endpoint of cluster {cluster.name} can take requests: {cluster.why_none()}")
     waiter = _Call(head, body)
     failed = True
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(deadline):
             endpoint.acquire(waiter)
             status = await waiter.done
             failed = status >= 500

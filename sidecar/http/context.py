@@ -15,7 +15,7 @@ from sidecar.config.resources import HttpConnectionManagerConfig
 from sidecar.protocol.events import Field, RequestHead
 from sidecar.telemetry.access_log import AccessLog
 from sidecar.telemetry.metrics import Metrics, RouteStats
-from sidecar.telemetry.tracing import Tracer
+from sidecar.telemetry.tracing import Tracer, Untraced
 from sidecar.upstream.cluster import Cluster
 
 
@@ -53,7 +53,7 @@ class HttpContext:
     inbound: bool
     clusters: ClusterSource
     routes: RouteSource
-    tracer: Tracer
+    tracer: Tracer | Untraced
     metrics: Metrics
     access_log: AccessLog | None
     clock: Clock

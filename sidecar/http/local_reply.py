@@ -72,8 +72,8 @@ def render(reply: LocalReply, grpc: bool) -> tuple[ResponseHead, bytes]:
         )
         return ResponseHead(200, (*fields, *reply.fields)), b""
     body = reply.text.encode() + b"\n" if reply.body is None else reply.body
-    fields = (
+    described = (
         (b"content-type", b"text/plain; charset=utf-8"),
         (b"content-length", str(len(body)).encode()),
     )
-    return ResponseHead(reply.status, (*fields, *reply.fields)), body
+    return ResponseHead(reply.status, (*described, *reply.fields)), body

@@ -229,7 +229,10 @@ class Codec(Protocol):
     """Set by the driver; True: stop reading from the socket (HTTP/1 and TCP back-pressure)."""
     should_close: bool
     """Close the socket once the output taken so far is written."""
-    active_streams: int
+
+    @property
+    def active_streams(self) -> int:
+        """Streams that have not ended."""
 
     @property
     def available(self) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol as Interface
 
 from mesh_api.names import MESH_ALPN
-from sidecar.config.resources import ClientCert
+from sidecar.config.resources import ClientCert, Http2Options
 from sidecar.http.context import Downstream, HttpContext
 from sidecar.net.connection import Connection
 from sidecar.protocol.events import Codec, ConnectionHandler, Field, RequestHead, Stream
@@ -29,6 +29,25 @@ class MakeH2(Interface):
     """Makes an HTTP/2 codec; which engine is decided once, in app.py."""
 
     def __call__(self, client: bool, handler: ConnectionHandler, options: H2Options) -> Codec: ...
+
+
+def h2_options(
+    options: Http2Options,
+    max_header_bytes: int = 65536,
+    max_header_count: int = 100,
+    trusted_peer: bool = False,
+) -> H2Options:
+    """A codec's options from configuration."""
+    return H2Options(
+        max_concurrent_streams=options.max_concurrent_streams,
+        initial_stream_window_size=options.initial_stream_window_size,
+        initial_connection_window_size=options.initial_connection_window_size,
+        max_frame_size=options.max_frame_size,
+        max_header_bytes=max_header_bytes,
+        max_header_count=max_header_count,
+        enable_connect_protocol=True,
+        trusted_peer=trusted_peer,
+    )
 
 
 class Chain(Interface):
@@ -97,16 +116,8 @@ class HttpChain:
         config = self.context.config
         header_bytes = config.max_request_headers_kb * 1024
         if http2:
-            h2 = config.http2
-            options2 = H2Options(
-                max_concurrent_streams=h2.max_concurrent_streams,
-                initial_stream_window_size=h2.initial_stream_window_size,
-                initial_connection_window_size=h2.initial_connection_window_size,
-                max_frame_size=h2.max_frame_size,
-                max_header_bytes=header_bytes,
-                max_header_count=config.max_headers_count,
-                enable_connect_protocol=True,
-                trusted_peer=conn.peer.alpn == MESH_ALPN,
+            options2 = h2_options(
+                config.http2, header_bytes, config.max_headers_count, conn.peer.alpn == MESH_ALPN
             )
             conn.set_codec(self._make_h2(False, manager, options2))
         else:

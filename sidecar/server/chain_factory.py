@@ -24,7 +24,7 @@ from sidecar.server.route_sources import OnDemandRoutes, RdsRoutes, StaticRoutes
 from sidecar.server.tcp_proxy import TcpProxy
 from sidecar.telemetry.access_log import AccessLog
 from sidecar.telemetry.metrics import Metrics
-from sidecar.telemetry.tracing import Tracer
+from sidecar.telemetry.tracing import Tracer, Untraced
 from sidecar.upstream.cluster_manager import ClusterManager
 
 
@@ -34,9 +34,9 @@ class ChainFactory:
     def __init__(
         self,
         clusters: ClusterManager,
-        dependencies: DependencyManager,
+        dependencies: DependencyManager | None,
         metrics: Metrics,
-        tracer: Callable[[TracingConfig | None], Tracer],
+        tracer: Callable[[TracingConfig | None], Tracer | Untraced],
         access_log: Callable[[str], AccessLog],
         make_h2: MakeH2,
         clock: Clock,
