@@ -41,13 +41,12 @@ async def until(condition: Callable[[], object], timeout: float = 5.0) -> None: 
 
 
 class RecordingCodec:
-    """Keeps what comes; `write` sends, `echo=True` sends everything back. Half-closes when told to."""
+    """Keeps what comes; `write` sends, `echo=True` sends everything back."""
 
     def __init__(self, echo: bool = False) -> None:
         self.on_output: Callable[[], None] = lambda: None
         self.on_read_pause: Callable[[bool], None] = lambda _: None
         self.should_close = False
-        self.want_eof = False
         self.active_streams = 0
         self.available = 0
         self.received = bytearray()
@@ -94,6 +93,14 @@ class RecordingCodec:
 
     def drain(self, final: bool) -> None:
         self.should_close = final
+
+
+class HalfClosingCodec(RecordingCodec):
+    """One that goes on in the other direction when the peer has ended its own."""
+
+    def __init__(self, echo: bool = False) -> None:
+        super().__init__(echo)
+        self.want_eof = False
 
 
 class Owner:
@@ -147,7 +154,7 @@ class Server:
 def server_tls(
     files: CertificateFiles, *, mutual: bool = True, alpn: tuple[str, ...] = ("h2",)
 ) -> TlsParameters:
-    """Server parameters from files; with `mutual`, clients must show a certificate that the same CA signed."""
+    """Server parameters from files; with `mutual`, clients must show a certificate of the same CA."""
     context = make_context(server_side=True)
     context.load_cert_chain(files.certificate, files.private_key)
     if mutual:
