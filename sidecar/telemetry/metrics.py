@@ -108,13 +108,22 @@ class Metrics:
         ):
             yield from _count_parts(table, prefix, specs)
         yield render(_detected(self._listeners))
-        for collector in self._collectors:
-            for family in collector():
-                yield render(family)
+        for family in self._collected():
+            yield render(family)
 
     def prometheus_text(self) -> str:
         """All families in Prometheus text format 0.0.4."""
         return "".join(self.prometheus_parts())
+
+    def _collected(self) -> Iterable[Family]:
+        """A family may come from several collectors (two trace exporters): equal series add up."""
+        merged: dict[str, tuple[Family, dict[str, float]]] = {}
+        for collector in self._collectors:
+            for family in collector():
+                _, samples = merged.setdefault(family.name, (family, {}))
+                for text, value in family.samples:
+                    samples[text] = samples.get(text, 0) + value
+        return [family._replace(samples=list(samples.items())) for family, samples in merged.values()]
 
     def snapshot(self) -> dict[str, list[dict[str, object]]]:
         """Everything that is counted, for `/stats`: lists of objects with labels and counts, JSON-ready."""

@@ -197,6 +197,18 @@ def test_a_registered_collector_is_asked_at_each_scrape() -> None:
     assert value(metrics, "pilotfish_x_seconds") == float("inf")
 
 
+def test_a_family_of_several_collectors_appears_once_and_adds_up() -> None:
+    metrics = Metrics()
+    for value_of_one in (2, 3):
+        samples_of_one = [("", value_of_one), (f'only="{value_of_one}"', 1)]
+        metrics.register(
+            lambda samples=samples_of_one: [Family("pilotfish_y_total", "counter", "y", samples)]
+        )
+    assert metrics.prometheus_text().count("# TYPE pilotfish_y_total") == 1
+    assert value(metrics, "pilotfish_y_total") == 5
+    assert value(metrics, "pilotfish_y_total", only="3") == 1
+
+
 def test_the_snapshot_holds_what_a_person_asks_of_a_route() -> None:
     metrics = Metrics()
     route = metrics.route(**ROUTE)
