@@ -67,6 +67,9 @@ class HttpPool:
             codec = conn.codec
             if codec.available > 0:
                 stream = codec.open_stream(waiter)
+                if self._http2 is None:
+                    usable.pop()
+                    conn.listed = False
                 conn.served = True
                 conn.remaining -= 1
                 if conn.remaining:
@@ -162,7 +165,9 @@ class HttpPool:
     @staticmethod
     def _grants_nothing(conn: ClientConnection) -> bool:
         codec = conn.codec
-        return conn.state is ConnectionState.READY and not codec.active_streams and codec.available <= 0
+        if conn.state is not ConnectionState.READY or codec.should_close:
+            return False
+        return not codec.active_streams and codec.available <= 0
 
     def _serve(self) -> None:
         """Give waiting requests the streams that are free."""

@@ -1,4 +1,4 @@
-"""An upstream side in memory: a network that connects when told to, codecs without bytes, waiters that record.
+"""An upstream side in memory: a network that connects when told to, codecs without bytes, waiters.
 
 Streams are opened, ended and limited as the codec contract says; time is a `VirtualClock`. Tasks (connecting)
 run on the real loop, so tests are coroutines that call `settle()` where a task must get its turn.
