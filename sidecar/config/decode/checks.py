@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from sidecar.config.decode.view import View
+from sidecar.config.references import listener_clusters
 from sidecar.config.resources import (
     Bootstrap,
     ClusterConfig,
     Discovery,
     HttpConnectionManagerConfig,
-    ListenerConfig,
-    RouteConfiguration,
-    TcpProxyConfig,
     TlsConfig,
 )
-
-
-def route_clusters(routes: RouteConfiguration) -> Iterator[tuple[str, str]]:
-    """Each cluster that a route sends to, with the path of the route inside the table."""
-    for h, host in enumerate(routes.virtual_hosts):
-        for r, route in enumerate(host.routes):
-            for cluster in route.action.clusters if route.action is not None else ():
-                yield f"virtual_hosts[{h}].routes[{r}].route", cluster.name
-
-
-def listener_clusters(listener: ListenerConfig) -> Iterator[tuple[str, str]]:
-    """Each cluster that a listener itself names (inline routes, TCP proxy, collector), with its path."""
-    if listener.api_listener is not None:
-        yield from _http_clusters("api_listener.api_listener", listener.api_listener)
-    for c, chain in enumerate(listener.filter_chains):
-        path = f"filter_chains[{c}].filters[0].typed_config"
-        if isinstance(chain.network, TcpProxyConfig):
-            for cluster in chain.network.clusters:
-                yield path, cluster.name
-        else:
-            yield from _http_clusters(path, chain.network)
-
-
-def _http_clusters(path: str, manager: HttpConnectionManagerConfig) -> Iterator[tuple[str, str]]:
-    if manager.route_config is not None:
-        for where, name in route_clusters(manager.route_config):
-            yield f"{path}.route_config.{where}", name
-    if manager.tracing is not None and manager.tracing.collector_cluster:
-        yield f"{path}.tracing", manager.tracing.collector_cluster
 
 
 def check_references(config: Bootstrap, view: View) -> None:
