@@ -157,8 +157,9 @@ class HpackDecoder:
             return HeaderBlock((), size, too_large=True)
         return HeaderBlock(tuple(fields), size)
 
-    def _fields(self, block: bytes, pos: int = 0) -> tuple[list[Field], int, bool]:
-        """Fields from `pos` on, their size, and whether the dynamic table changed."""
+    def _fields(self, block: bytes, start: int = 0) -> tuple[list[Field], int, bool]:
+        """Fields from `start` on, their size, and whether the dynamic table changed."""
+        pos = start
         fields: list[Field] = []
         size = 0
         changed = False
@@ -174,7 +175,7 @@ class HpackDecoder:
                     index, pos = _integer(block, pos, 0x7F)
                 field = self._entry(index)
             elif octet & 0xE0 == 0x20:
-                if pos and size:
+                if start or size:
                     raise HpackError("dynamic table size update after a field")
                 limit, pos = _integer(block, pos, 0x1F)
                 self._resize(limit)
