@@ -117,6 +117,10 @@ def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settin
         parser.error("--ca-cert and --ca-key go together")
     if given.max_leaf_ttl < timedelta(seconds=1):
         parser.error("--max-leaf-ttl must be at least 1s")
+    if not re.fullmatch(r"[a-z0-9._-]{1,255}", given.trust_domain):
+        parser.error(f"--trust-domain {given.trust_domain!r}: lower-case letters, digits, dots, dashes only")
+    if not given.server_name.isascii():
+        parser.error("--server-name: internationalised names are given in their xn-- form")
     if given.tracing_sampling is not None and not 0 <= given.tracing_sampling <= 100:
         parser.error("--tracing-sampling is a percentage, from 0 to 100")
     return Settings(

@@ -201,7 +201,7 @@ class DiscoveryServer:
         session = variant(node, self._source, self._watches, nonce_prefix=f"{self.counts.streams:x}")
         stream = self._streams[session] = _Stream(session, context.peer(), self._clock())
         log.info(
-            "stream opened node=%s identity=%s dialect=%s variant=%s peer=%s",
+            "stream opened node=%r identity=%s dialect=%s variant=%s peer=%s",
             node.id, identity, node.dialect.value, variant.__name__, stream.peer,
         )  # fmt: skip
         problem: str | None = None
@@ -217,7 +217,7 @@ class DiscoveryServer:
             del self._streams[session]
             session.close()
             log.info(
-                "stream closed node=%s identity=%s peer=%s problem=%s",
+                "stream closed node=%r identity=%s peer=%s problem=%s",
                 node.id,
                 identity,
                 stream.peer,
@@ -249,7 +249,7 @@ class DiscoveryServer:
         self.counts.record(answer)
         if answer.nack is not None:
             log.warning(
-                "configuration refused node=%s type=%s version=%s names=%s reason=%r",
+                "configuration refused node=%r type=%s version=%s names=%r reason=%r",
                 answer.nack.node,
                 short_name(answer.type_url),
                 answer.nack.version,
