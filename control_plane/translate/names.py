@@ -59,7 +59,7 @@ def parse_authority(name: str, namespace: str, domain: str) -> Target | None:
         return None
     if len(labels) == 3 and labels[2] == "svc":
         labels.pop()
-    if not all(labels) or len(labels) > 2:
+    if not all(labels) or len(labels) > 2 or ":" in host:
         return None
     return Target(ServiceKey(labels[1] if len(labels) == 2 else namespace, labels[0]), port)
 
