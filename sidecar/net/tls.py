@@ -14,13 +14,17 @@ from dataclasses import dataclass
 
 from sidecar.net.peer import PeerInfo
 
-CHUNK = 16384
-"""One record's plaintext (RFC 8446 section 5.1). BIOs are fed and emptied in such pieces, because their
-buffers grow to the largest piece that they ever held and never shrink."""
+RECORD = 16384
+"""Most plaintext that one record holds (RFC 8446 section 5.1)."""
+
+PIECE = 8192
+"""BIOs are fed and emptied in such pieces, because each keeps a buffer of a third more than the largest
+piece that it ever held. Measured after a burst in both directions: 60 KB a connection, at 16384 82 KB; the
+price is 0.15 ms a megabyte decrypted, of 0.5, and nothing when encrypting."""
 
 MAX_IDLE_BYTES = 65536
 """Bytes of records without application data (KeyUpdate, session tickets, empty records) that are taken
-before the peer is held to be hostile. Each record with data pays for CHUNK of them, so that record
+before the peer is held to be hostile. Each record with data pays for RECORD of them, so that record
 padding (RFC 8446 section 5.4) is never mistaken for a flood."""
 
 _ALERT = re.compile(r"(?:tlsv\d+|sslv3)_alert_(\w+)")
@@ -129,15 +133,15 @@ class TlsSession:
         `decrypt`, even when it is empty. Whatever the outcome, `take_output` has bytes to send. Raises
         TlsError.
         """
-        for start in range(0, len(data) or 1, CHUNK):
-            self._incoming.write(data[start : start + CHUNK])
+        for start in range(0, len(data) or 1, PIECE):
+            self._incoming.write(data[start : start + PIECE])
             try:
                 self._object.do_handshake()
             except ssl.SSLWantReadError:
                 continue
             except ssl.SSLError as error:
                 raise TlsError(describe(error)) from error
-            return data[start + CHUNK :]
+            return data[start + PIECE :]
         return None
 
     def decrypt(self, data: bytes) -> bytes:
@@ -145,11 +149,11 @@ class TlsSession:
         size = len(data)
         if self.peer_closed or self.error:
             return b""
-        if size > CHUNK:
+        if size > PIECE:
             return self._decrypt_large(data)
         self._incoming.write(data)
         try:
-            plain = self._read(size or CHUNK)
+            plain = self._read(size or RECORD)
         except ssl.SSLWantReadError:
             self._count_idle(size)
             return b""
@@ -160,7 +164,7 @@ class TlsSession:
             self.peer_closed = True
             return b""
         if self._idle_bytes:
-            self._idle_bytes = max(0, self._idle_bytes + size - CHUNK)
+            self._idle_bytes = max(0, self._idle_bytes + size - RECORD)
         # Asking first saves the exception that reading too often costs.
         if not self._incoming.pending and not self._pending():
             return plain
@@ -171,12 +175,12 @@ class TlsSession:
     def _decrypt_large(self, data: bytes) -> bytes:
         parts: list[bytes] = []
         view = memoryview(data)
-        for start in range(0, len(data), CHUNK):
-            piece = view[start : start + CHUNK]
+        for start in range(0, len(data), PIECE):
+            piece = view[start : start + PIECE]
             self._incoming.write(piece)
             before = len(parts)
             self._read_all(parts)
-            self._count_idle(len(piece) - CHUNK * (len(parts) - before))
+            self._count_idle(len(piece) - RECORD * (len(parts) - before))
             if self.peer_closed or self.error:
                 break
         return b"".join(parts)
@@ -185,7 +189,7 @@ class TlsSession:
         read, pending, incoming = self._read, self._pending, self._incoming
         while True:
             try:
-                plain = read(CHUNK)
+                plain = read(RECORD)
             except ssl.SSLWantReadError:
                 return
             except ssl.SSLError as error:
@@ -213,7 +217,7 @@ class TlsSession:
         """Records to write; `data` is not empty. Raises TlsError when the session is dead or closed by us."""
         done = 0
         try:
-            if len(data) <= CHUNK:
+            if len(data) <= PIECE:
                 done = self._write(data)
                 if done == len(data):
                     return self._outgoing.read()
@@ -225,7 +229,7 @@ class TlsSession:
         # Each write makes one record, which a peer may have limited to 512 bytes (RFC 6066 section 4).
         parts: list[bytes] = []
         while done < len(data):
-            done += self._write(data[done : done + CHUNK])
+            done += self._write(data[done : done + PIECE])
             parts.append(self._outgoing.read())
         return b"".join(parts)
 
