@@ -26,7 +26,7 @@ from sidecar.upstream.host import Ejection, Rank
 from sidecar.upstream.load_balancer import LeastRequest, LoadBalancer, RoundRobin
 from sidecar.upstream.locality import Locality, LocalityBalancer
 from sidecar.upstream.outlier_detection import PROBE_INTERVAL, OutlierDetector
-from sidecar.upstream.peak_ewma import PeakEwma, latency, observe
+from sidecar.upstream.peak_ewma import PeakEwma, observe
 from sidecar.upstream.retry_budget import RetryBudget
 
 
@@ -297,7 +297,7 @@ class Cluster:
             "pending": self._limits.pending,
             "draining_endpoints": sum(1 for endpoint in self._removed if endpoint.connections),
             "dns_errors": {dns.host: dns.error for dns in self._dns.values() if dns.error},
-            "endpoints": [describe_endpoint(endpoint, now) for endpoint in self.endpoints],
+            "endpoints": [endpoint.describe(now) for endpoint in self.endpoints],
         }
 
     def __repr__(self) -> str:
@@ -305,25 +305,3 @@ class Cluster:
             f"<Cluster {self.name} endpoints={len(self.endpoints)} usable={self._balancer.usable} "
             f"active={self.active} connections={self.connections}>"
         )
-
-
-def describe_endpoint(endpoint: Endpoint, now: float) -> dict[str, object]:
-    """One row of `Cluster.describe`; `now` on the loop's clock."""
-    ejected = endpoint.ejection is Ejection.EJECTED
-    return {
-        "name": endpoint.name,
-        "address": str(endpoint.address),
-        "locality": endpoint.locality,
-        "priority": endpoint.priority,
-        "weight": endpoint.weight,
-        "health": endpoint.health.value,
-        "ejection": endpoint.ejection.name,
-        "ejected_for": round(max(endpoint.ejected_until - now, 0.0), 3) if ejected else 0.0,
-        "consecutive_failures": endpoint.consecutive_failures,
-        "active": endpoint.active,
-        "latency_ms": round(latency(endpoint, now) * 1000, 3) if endpoint.latency_ewma else None,
-        "connections": endpoint.connections,
-        "pending": endpoint.pool.pending,
-        "requests": endpoint.stats.requests,
-        "failures": endpoint.stats.failures,
-    }

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from sidecar.config.resources import ClusterConfig, EndpointConfig, Health, SocketAddress
 from sidecar.telemetry.metrics import ClusterStats, EndpointStats
 from sidecar.upstream.context import ConnectionLimits, StreamWaiter, UpstreamContext
-from sidecar.upstream.host import Host
+from sidecar.upstream.host import Ejection, Host
+from sidecar.upstream.peak_ewma import latency
 from sidecar.upstream.pool import HttpPool
 from sidecar.upstream.tcp_pool import TcpPool
 
@@ -92,6 +93,27 @@ class Endpoint(Host):
         """Drop all connections."""
         self.pool.abort()
         self._tcp.abort()
+
+    def describe(self, now: float) -> dict[str, object]:
+        """One row of `Cluster.describe`; `now` on the loop's clock."""
+        ejected = self.ejection is Ejection.EJECTED
+        return {
+            "name": self.name,
+            "address": str(self.address),
+            "locality": self.locality,
+            "priority": self.priority,
+            "weight": self.weight,
+            "health": self.health.value,
+            "ejection": self.ejection.name,
+            "ejected_for": round(max(self.ejected_until - now, 0.0), 3) if ejected else 0.0,
+            "consecutive_failures": self.consecutive_failures,
+            "active": self.active,
+            "latency_ms": round(latency(self, now) * 1000, 3) if self.latency_ewma else None,
+            "connections": self.connections,
+            "pending": self.pool.pending,
+            "requests": self.stats.requests,
+            "failures": self.stats.failures,
+        }
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.name} {self.rank.name} active={self.active} connections={self.connections}>"

@@ -79,11 +79,11 @@ def test_one_success_of_a_probe_brings_it_back() -> None:
     fail(made, hosts, hosts[0], 3)
     assert not made.release_due(9.9)
     assert made.release_due(10.0)
-    assert hosts[0].ejection is Ejection.PROBING
+    assert [host.ejection for host in hosts] == [Ejection.PROBING, Ejection.IN, Ejection.IN]
     assert made.out == 1
     assert made.next_return == inf
     assert made.record_success(hosts[0], 10.5)
-    assert hosts[0].ejection is Ejection.IN
+    assert usable(hosts) == 3
     assert made.out == 0
 
 
