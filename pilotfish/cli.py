@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+EXIT_CONFIG = 64
+"""The configuration cannot be used (EX_USAGE of sysexits)."""
 DESCRIPTION = "A small service mesh: sidecars that do mTLS, retries, load balancing and tracing."
 
 
@@ -79,7 +81,84 @@ def control_plane(arguments: Sequence[str]) -> int:
     return control_plane_main(arguments, prog="pilotfish control-plane")
 
 
+def token(arguments: Sequence[str]) -> int:
+    """Issue a join token: what a workload outside Kubernetes proves its service account with."""
+    from control_plane.app import issue_token
+    from control_plane.ca.store import CaError
+    from control_plane.settings import DEFAULT_CA_DIR, parse_account, parse_duration
+
+    parser = argparse.ArgumentParser(prog="pilotfish token", description=token.__doc__)
+    add = parser.add_argument
+    add("--service-account", required=True, metavar="NAMESPACE/ACCOUNT")
+    add("--ca-dir", type=Path, default=DEFAULT_CA_DIR, help="of the control plane (default %(default)s)")
+    add("--lifetime", default="1h", help="how long workloads may join with it (default 1h)")
+    given = parser.parse_args(arguments)
+    try:
+        account = parse_account(given.service_account)
+        print(issue_token(given.ca_dir, *account, parse_duration(given.lifetime)))
+    except (CaError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    return 0
+
+
+def bootstrap(arguments: Sequence[str]) -> int:
+    """Print the bootstrap of one workload's sidecar."""
+    import yaml
+
+    from pilotfish.workload_bootstrap import Workload, bootstrap
+
+    parser = argparse.ArgumentParser(
+        prog="pilotfish bootstrap", description="Print the bootstrap of one workload's sidecar."
+    )
+    add = parser.add_argument
+    add("--name", required=True, help="of this replica, for logs and metrics")
+    add("--service-account", required=True, metavar="NAMESPACE/ACCOUNT")
+    add("--address", required=True, help="the workload's own IP address, where the sidecar binds its ports")
+    add("--control-plane", default="127.0.0.1:15010", metavar="HOST:PORT")
+    add("--root", required=True, metavar="FILE", help="root.pem of the control plane's CA directory")
+    add("--token-file", required=True, metavar="FILE", help="a join token (pilotfish token)")
+    add(
+        "--otlp",
+        default="",
+        metavar="HOST:PORT",
+        help="OTLP/HTTP collector of traces, such as Jaeger's port 4318",
+    )
+    add("--trace-sampling", type=float, default=100.0, metavar="PERCENT")
+    given = parser.parse_args(arguments)
+    namespace, slash, account = given.service_account.partition("/")
+    if not slash or not namespace or not account:
+        parser.error(f"--service-account {given.service_account!r}: expected NAMESPACE/ACCOUNT")
+    workload = Workload(
+        name=given.name,
+        namespace=namespace,
+        service_account=account,
+        address=given.address,
+        token_file=given.token_file,
+        root_file=given.root,
+        control_plane=given.control_plane,
+        otlp=given.otlp,
+        trace_sampling=given.trace_sampling,
+    )
+    print(yaml.safe_dump(bootstrap(workload), sort_keys=False), end="")
+    return 0
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """Run a whole mesh on this machine for half a minute and show what it does."""
+    from pilotfish.demo.main import run_demo
+
+    parser = argparse.ArgumentParser(prog="pilotfish demo", description=demo.__doc__)
+    parser.add_argument(
+        "--keep", action="store_true", help="leave the mesh running until Ctrl-C, and print its addresses"
+    )
+    return run_demo(parser.parse_args(arguments).keep)
+
+
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "sidecar": (sidecar, "run the data plane beside one workload"),
     "control-plane": (control_plane, "watch configuration, issue identities, push xDS"),
+    "token": (token, "issue a join token for a workload outside Kubernetes"),
+    "bootstrap": (bootstrap, "print the bootstrap of one workload's sidecar"),
+    "demo": (demo, "run a whole mesh on this machine and show what it does"),
 }

@@ -10,13 +10,15 @@ import gc
 import logging
 import signal
 import time
+from collections.abc import Callable, Mapping
 from random import Random
 
 import uvloop
 
 from sidecar.admin import AdminServer
 from sidecar.admin_pages import AdminSources
-from sidecar.config.resources import Bootstrap, ClusterConfig, Http2Options, SocketAddress
+from sidecar.config.dependency_manager import DependencyManager
+from sidecar.config.resources import Bootstrap, ClusterConfig, Http2Options, ListenerConfig, SocketAddress
 from sidecar.identity.ca_client import CaClient
 from sidecar.identity.certificate_provider import CertificateProvider
 from sidecar.identity.tls_contexts import TlsConfigError, TlsContexts
@@ -26,7 +28,7 @@ from sidecar.protocol.events import Codec, ConnectionHandler
 from sidecar.protocol.h1 import H1ClientCodec, H1Options
 from sidecar.protocol.h2 import H2Codec
 from sidecar.protocol.raw import RawCodec
-from sidecar.runtime.tasks import cancel_all
+from sidecar.runtime.tasks import cancel_all, spawn
 from sidecar.server.chain import MakeH2, h2_options
 from sidecar.server.chain_factory import ChainFactory
 from sidecar.server.listener_manager import ListenerManager
@@ -34,6 +36,10 @@ from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry_exports import TelemetryExports
 from sidecar.upstream.cluster_manager import ClusterManager
 from sidecar.upstream.context import MakeH2 as MakeClientH2
+from sidecar.xds.ads import AdsClient
+from sidecar.xds.client import XdsClient
+from sidecar.xds.delta import DeltaVariant
+from sidecar.xds.sotw import SotwVariant
 
 logger = logging.getLogger(__name__)
 
@@ -56,15 +62,19 @@ def run(bootstrap: Bootstrap, http2_engine: str, drain_deadline: float) -> int:
 
 
 async def _serve(bootstrap: Bootstrap, http2_engine: str, drain_deadline: float) -> None:
-    sidecar = Sidecar(bootstrap, http2_engine)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    sidecar = Sidecar(bootstrap, http2_engine, stop.set)
+    stopping = spawn(stop.wait(), "stop")
+    starting = spawn(sidecar.start(), "start")
     try:
-        await sidecar.start(stop)
-        await stop.wait()
-        await sidecar.drain(drain_deadline)
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            await stopping
+            await sidecar.drain(drain_deadline)
     finally:
         await sidecar.close()
 
@@ -72,52 +82,53 @@ async def _serve(bootstrap: Bootstrap, http2_engine: str, drain_deadline: float)
 class Sidecar:
     """`start`, then `drain`, then `close`, all on one running loop."""
 
-    def __init__(self, bootstrap: Bootstrap, http2_engine: str) -> None:
+    def __init__(self, bootstrap: Bootstrap, http2_engine: str, quit: Callable[[], None]) -> None:
+        """`quit` ends the process as SIGTERM does."""
         self._bootstrap = bootstrap
-        loop = asyncio.get_running_loop()
-        self._loop = loop
-        self._random = Random()
+        self._quit = quit
+        self._not_ready = "starting"
+        loop = self._loop = asyncio.get_running_loop()
+        random = self._random = Random()
         self.metrics = Metrics()
         make_h2 = h2_engine(http2_engine)
         self._providers: dict[str, CertificateProvider] = {}
         self.tls = TlsContexts(self._providers)
         for provider in bootstrap.ca_providers:
-            channel = self._channel(provider.cluster)
-            client = CaClient(channel, provider.token_file)
-            self._providers[provider.instance] = CertificateProvider(
-                provider, client.sign, loop, self._random
-            )
+            client = CaClient(self._channel(provider.cluster), provider.token_file)
+            self._providers[provider.instance] = CertificateProvider(provider, client.sign, loop, random)
         self.clusters = ClusterManager(
-            loop,
-            self.metrics,
-            self.tls,
-            self._random,
-            _client_h2(make_h2),
-            _client_h1,
-            _client_raw,
-            connect,
+            loop, self.metrics, self.tls, random, _client_h2(make_h2), _client_h1, _client_raw, connect
         )
-        self._telemetry = TelemetryExports(self.clusters, self.metrics, self._random)
+        self._telemetry = TelemetryExports(self.clusters, self.metrics, random)
+        self._ads = AdsClient(
+            bootstrap.node, DeltaVariant() if bootstrap.ads is None or bootstrap.ads.delta else SotwVariant()
+        )
+        self.dependencies = DependencyManager(
+            bootstrap, self._ads, self.clusters, self._on_listeners, time.monotonic
+        )
+        self._ads.on_update = self.dependencies.on_update
+        self._xds: XdsClient | None = None
         factory = ChainFactory(
             self.clusters,
-            None,
+            self.dependencies,
             self.metrics,
             self._telemetry.tracer,
             self._telemetry.access_log,
             make_h2,
             loop,
             time.perf_counter,
-            self._random,
+            random,
             self._local_identity,
         )
         self.listeners = ListenerManager(factory, self.tls, self.metrics)
+        self._discovered: Mapping[str, ListenerConfig] = {}
+        self._listeners_changed = asyncio.Event()
         self._admin: AdminServer | None = None
-        self._not_ready = "starting"
-        self._stop: asyncio.Event | None = None
 
-    async def start(self, stop: asyncio.Event) -> None:
-        """Returns once traffic is taken, or `stop` is set. Raises StartError."""
-        self._stop = stop
+    # --- starting --------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Returns once traffic is taken. Raises StartError."""
         bootstrap = self._bootstrap
         if bootstrap.admin is not None:
             self._admin = AdminServer(self._loop, self._admin_sources())
@@ -125,14 +136,24 @@ class Sidecar:
                 await self._admin.start(bootstrap.admin)
             except OSError as error:
                 raise StartError(str(error)) from error
-        for provider in self._providers.values():
-            provider.start()
-        self.clusters.apply({cluster.name: cluster for cluster in bootstrap.clusters})
-        problems = await self.listeners.apply({listener.name: listener for listener in bootstrap.listeners})
-        if problems:
-            raise StartError("; ".join(problems))
         for path in bootstrap.without_effect:
             logger.info("%s: without effect", path)
+        for name, provider in self._providers.items():
+            self._not_ready = f"waiting for the first certificate of provider {name}"
+            provider.start()
+            await provider.ready()
+        self.dependencies.start()
+        if bootstrap.ads is not None:
+            self._xds = XdsClient(
+                bootstrap.ads, self._channel(bootstrap.ads.cluster), self._ads, self._random
+            )
+            spawn(self._xds.run(), "discovery")
+        spawn(self._tick(), "tick")
+        await self._apply_listeners(strict=True)
+        spawn(self._follow_listeners(), "listeners")
+        self._not_ready = "waiting for discovery"
+        while not self.dependencies.ready:  # noqa: ASYNC110 - once in a process' life
+            await asyncio.sleep(0.02)
         self._not_ready = ""
         logger.info("ready")
         # What exists now lives as long as the process: no collection needs to look at it again.
@@ -152,6 +173,36 @@ class Sidecar:
     def _local_identity(self) -> str:
         return next((provider.spiffe_id for provider in self._providers.values()), "")
 
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            self.dependencies.tick()
+
+    # --- listeners -------------------------------------------------------------------------------
+
+    def _on_listeners(self, listeners: Mapping[str, ListenerConfig]) -> None:
+        self._discovered = listeners
+        self._listeners_changed.set()
+
+    async def _follow_listeners(self) -> None:
+        while True:
+            await self._listeners_changed.wait()
+            await self._apply_listeners(strict=False)
+            gc.collect()
+            gc.freeze()
+
+    async def _apply_listeners(self, strict: bool) -> None:
+        """`strict`: what the bootstrap names must be there, or the process ends with status 1."""
+        self._listeners_changed.clear()
+        static = {listener.name: listener for listener in self._bootstrap.listeners}
+        problems = await self.listeners.apply({**self._discovered, **static})
+        if problems and strict:
+            raise StartError("; ".join(problems))
+        for problem in problems:
+            logger.error("%s", problem)
+
+    # --- admin -----------------------------------------------------------------------------------
+
     def _admin_sources(self) -> AdminSources:
         return AdminSources(
             ready=lambda: self._not_ready,
@@ -166,14 +217,15 @@ class Sidecar:
         )
 
     def _config_dump(self) -> object:
-        return {"bootstrap": self._bootstrap}
+        discovery = None
+        if self._xds is not None:
+            discovery = {"connected": self._ads.connected, "last_error": self._xds.last_error}
+        return {"bootstrap": self._bootstrap, "discovery": discovery, **self.dependencies.describe()}
+
+    # --- the end ---------------------------------------------------------------------------------
 
     def _announce_drain(self) -> None:
         self._not_ready = "draining"
-
-    def _quit(self) -> None:
-        assert self._stop is not None
-        self._stop.set()
 
     async def drain(self, deadline: float) -> None:
         """Fail readiness, tell clients to go, wait for what is in flight up to `deadline` seconds."""

@@ -35,6 +35,13 @@ IDLE = 300.0
 PATIENCE = 15.0
 """Seconds that those who wait for a table are kept waiting (as long as gRPC waits for a resource)."""
 
+
+class UnknownDestination(str):
+    """Why there is no table: the control plane has never heard of that authority."""
+
+    __slots__ = ()
+
+
 Answer = CompiledRoutes | str
 """A route table, or why there is none."""
 
@@ -208,6 +215,20 @@ class DependencyManager:
                     callback(f"{table.name}: no answer from the control plane{state} within {PATIENCE:g} s")
         self._resolve(prune=True)
 
+    def describe(self) -> dict[str, object]:
+        """For the admin port's `/config_dump`: what discovery sent, what is in use, and what is awaited."""
+        return {
+            "listeners": list(self._listeners.values()),
+            "routes": [t.answer.config for t in self._all_tables() if isinstance(t.answer, CompiledRoutes)],
+            "clusters": list(self._applied.values()),
+            "endpoints": list(self._endpoints.values()),
+            "missing": {
+                t.name: t.answer or "awaited"
+                for t in self._all_tables()
+                if not isinstance(t.answer, CompiledRoutes)
+            },
+        }
+
     # --- inside ---------------------------------------------------------------------------------
 
     def _resolve(self, prune: bool = False) -> None:
@@ -255,7 +276,7 @@ class DependencyManager:
             return None
         listener: ListenerConfig | None = listeners[table.name]
         if listener is None:
-            return f"{table.name}: the control plane knows no such destination"
+            return UnknownDestination(f"{table.name}: the control plane knows no such destination")
         if listener.api_listener is None:
             return f"{table.name}: the Listener of that name is no API listener"
         if listener.api_listener.route_config is not None:

@@ -34,7 +34,7 @@ class ChainFactory:
     def __init__(
         self,
         clusters: ClusterManager,
-        dependencies: DependencyManager | None,
+        dependencies: DependencyManager,
         metrics: Metrics,
         tracer: Callable[[TracingConfig | None], Tracer | Untraced],
         access_log: Callable[[str], AccessLog],
@@ -83,10 +83,8 @@ class ChainFactory:
         return HttpChain(context, stats, self._make_h2, self._local_identity, tunnel)
 
     def _routes(self, http: HttpConnectionManagerConfig) -> RouteSource:
-        if http.on_demand:
-            return OnDemandRoutes(self._dependencies, self._clusters, self._clock)
         if http.route_config is not None:
             return StaticRoutes(CompiledRoutes(http.route_config))
-        source = RdsRoutes(http.rds_route_name, self._clock)
-        self._dependencies.watch_routes(http.rds_route_name, source.update)
-        return source
+        if http.on_demand:
+            return OnDemandRoutes(self._dependencies, self._clusters)
+        return RdsRoutes(http.rds_route_name, self._dependencies)

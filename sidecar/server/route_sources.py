@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
-from sidecar.config.dependency_manager import DependencyManager
+from sidecar.config.dependency_manager import DependencyManager, UnknownDestination
 from sidecar.config.matcher import CompiledRoutes
 from sidecar.config.resources import (
     Route,
@@ -18,15 +18,14 @@ from sidecar.config.resources import (
     VirtualHost,
     WeightedCluster,
 )
-from sidecar.http.context import Clock
 from sidecar.http.plan import is_grpc_request
 from sidecar.protocol.events import RequestHead
 from sidecar.upstream.cluster_manager import ClusterManager
 
-DISCOVERY_TIMEOUT = 5.0
 MAX_PASSTHROUGH = 1024
+"""Tables kept for destinations outside the mesh."""
 
-Answer = Callable[[CompiledRoutes | str], None]
+Callback = Callable[[CompiledRoutes | str], None]
 
 
 class StaticRoutes:
@@ -38,81 +37,49 @@ class StaticRoutes:
     def current(self, head: RequestHead) -> CompiledRoutes:
         return self._routes
 
-    def wait(self, head: RequestHead, callback: Answer) -> Callable[[], None]:
+    def wait(self, head: RequestHead, callback: Callback) -> Callable[[], None]:
         raise AssertionError("a static route table is always there")
 
 
-class Waiter:
-    """One request that waits for discovery, no longer than `DISCOVERY_TIMEOUT`."""
-
-    def __init__(self, clock: Clock, callback: Answer, what: str) -> None:
-        self._callback: Answer | None = callback
-        self._what = what
-        self._timer = clock.call_later(DISCOVERY_TIMEOUT, self._expired)
-
-    def answer(self, routes: CompiledRoutes | str) -> None:
-        callback, self._callback = self._callback, None
-        self._timer.cancel()
-        if callback is not None:
-            callback(routes)
-
-    def _expired(self) -> None:
-        self.answer(
-            f"the control plane sent no configuration for {self._what} within {DISCOVERY_TIMEOUT:g} s; "
-            "see /config_dump on the admin port for the state of discovery"
-        )
-
-    def cancel(self) -> None:
-        self._callback = None
-        self._timer.cancel()
-
-
 class RdsRoutes:
-    """A table that discovery replaces as a whole."""
+    """The table of that name, which discovery replaces as a whole."""
 
-    def __init__(self, name: str, clock: Clock) -> None:
+    def __init__(self, name: str, dependencies: DependencyManager) -> None:
         self._name = name
-        self._clock = clock
-        self._routes: CompiledRoutes | None = None
-        self._waiting: list[Waiter] = []
-
-    def update(self, routes: CompiledRoutes) -> None:
-        self._routes = routes
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            waiter.answer(routes)
+        self._dependencies = dependencies
 
     def current(self, head: RequestHead) -> CompiledRoutes | None:
-        return self._routes
+        answer = self._dependencies.current_routes(self._name)
+        return None if isinstance(answer, str) else answer
 
-    def wait(self, head: RequestHead, callback: Answer) -> Callable[[], None]:
-        waiter = Waiter(self._clock, callback, f"route configuration {self._name}")
-        self._waiting.append(waiter)
-        return waiter.cancel
+    def wait(self, head: RequestHead, callback: Callback) -> Callable[[], None]:
+        return self._dependencies.watch_routes(self._name, callback)
 
 
 class OnDemandRoutes:
     """One table for each authority, asked for when it is first met (Listener `host:port` over LDS). What
     discovery does not know is outside the mesh and is passed through to the address in the request."""
 
-    def __init__(self, dependencies: DependencyManager, clusters: ClusterManager, clock: Clock) -> None:
+    def __init__(self, dependencies: DependencyManager, clusters: ClusterManager) -> None:
         self._dependencies = dependencies
         self._clusters = clusters
-        self._clock = clock
         self._passthrough: OrderedDict[tuple[str, bool], CompiledRoutes] = OrderedDict()
 
     def current(self, head: RequestHead) -> CompiledRoutes | None:
-        return self._dependencies.routes(resource_name(head))
-
-    def wait(self, head: RequestHead, callback: Answer) -> Callable[[], None]:
         name = resource_name(head)
-        waiter = Waiter(self._clock, callback, name)
+        answer = self._dependencies.current(name)
+        if isinstance(answer, UnknownDestination):
+            return self._pass_through(name, head)
+        return None if isinstance(answer, str) else answer
 
-        def found(routes: CompiledRoutes | None) -> None:
-            waiter.answer(self._pass_through(name, head) if routes is None else routes)
+    def wait(self, head: RequestHead, callback: Callback) -> Callable[[], None]:
+        name = resource_name(head)
 
-        self._dependencies.watch_authority(name, found)
-        return waiter.cancel
+        def answered(answer: CompiledRoutes | str) -> None:
+            unknown = isinstance(answer, UnknownDestination)
+            callback(self._pass_through(name, head) if unknown else answer)
+
+        return self._dependencies.watch_authority(name, answered)
 
     def _pass_through(self, name: str, head: RequestHead) -> CompiledRoutes:
         http2 = is_grpc_request(head)
