@@ -13,7 +13,6 @@ from typing import cast
 from sidecar.protocol.events import (
     ConnectionHandler,
     ErrorCode,
-    RequestHead,
     Reset,
     ResponseHead,
     StreamHandler,
@@ -36,6 +35,7 @@ from sidecar.protocol.h1_wire import (
     H1Options,
     ParsedRequest,
     check_partial,
+    cut_fresh,
     parse_request,
     websocket_accept,
 )
@@ -45,14 +45,13 @@ from sidecar.protocol.h1_write import FieldBlock, FieldError, merge_length, stat
 class H1ServerCodec(H1Connection):
     """One connection from a client. `available` and `open_stream` are for the other side."""
 
-    __slots__ = ("_bases", "_eof", "_heads", "leave")
+    __slots__ = ("_eof", "_heads", "leave")
 
     _stream: H1ServerStream | None
 
     def __init__(self, handler: ConnectionHandler, options: H1Options) -> None:
         super().__init__(handler, options)
         self._heads: dict[bytes, ParsedRequest] = {}
-        self._bases: dict[object, RequestHead] = {}
         self._eof = False
         self.leave = False
         """Close when the exchange on the way is over."""
@@ -196,21 +195,17 @@ class H1ServerCodec(H1Connection):
     def _parse(self, raw: bytes) -> ParsedRequest:
         if raw.startswith(b"\r\n"):  # RFC 9112 section 2.2: one empty line before a request is ignored.
             raw = raw[2:]
+        key, fresh = cut_fresh(raw)
+        if fresh and raw.count(b"\n") - 2 <= self.options.max_header_count:
+            known = self._heads.get(key)
+            if known is not None:
+                return known.with_fresh(fresh)
         parsed = parse_request(raw, self.options)
-        head = parsed.head
-        if head.fresh:
-            key = (head.method, head.scheme, head.authority, head.path, head.protocol, head.fields)
-            base = self._bases.get(key)
-            if base is not None:
-                parsed.head = base.with_fresh(head.fresh)
-            elif len(raw) <= MAX_CACHED_HEAD:
-                if len(self._bases) >= MAX_CACHED_HEADS:
-                    self._bases.clear()
-                self._bases[key] = head
-        elif len(raw) <= MAX_CACHED_HEAD:
+        # Otherwise `Connection` has dropped one, or a line was not found: then the rest is no template.
+        if parsed.head.fresh == fresh and len(key) <= MAX_CACHED_HEAD:
             if len(self._heads) >= MAX_CACHED_HEADS:
                 self._heads.clear()
-            self._heads[raw] = parsed
+            self._heads[key] = parsed
         return parsed
 
     def check_partial_head(self, start: int) -> None:
@@ -357,11 +352,11 @@ class H1ServerStream(H1Stream):
         self.accepted = True
         self.sending = TUNNEL
         self._connection.leave = True
-        if not self._parsed.accept:
+        if not self._parsed.websocket_key:
             return status_line(status)
         return (
             b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
-            b"sec-websocket-accept: %b\r\n" % websocket_accept(self._parsed.accept)
+            b"sec-websocket-accept: %b\r\n" % websocket_accept(self._parsed.websocket_key)
         )
 
     def _unwritable(self, error: FieldError) -> None:

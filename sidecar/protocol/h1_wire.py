@@ -35,6 +35,11 @@ CONNECTION_SPECIFIC = frozenset(
 FRESH_NAMES = frozenset(
     (b"traceparent", b"tracestate", b"x-request-id", b"x-b3-traceid", b"x-b3-spanid", b"x-b3-parentspanid")
 )
+# The same in bytes, as clients write it; a line that looks otherwise is only not found here.
+_FRESH_LINE = re.compile(
+    rb"\r\n([Tt]race(?:parent|state)|[Xx]-[Rr]equest-[Ii][Dd]|[Xx]-[Bb]3-(?:[Tt]race|[Pp]arent[Ss]pan|[Ss]pan)[Ii][Dd]):"
+    rb" ?([\x21-\x7e]++(?: [\x21-\x7e]++)*+)(?=\r\n)"
+)
 # Not taken from a trailer section (RFC 9110 section 6.5.1): framing, routing, this hop's fields.
 _NOT_IN_TRAILERS = CONNECTION_SPECIFIC | {b"content-length", b"host", b"te", b"trailer"}
 
@@ -88,17 +93,37 @@ class H1Error(Exception):
 class ParsedRequest:
     """A request head and how its message goes on. Shared between requests with the same bytes."""
 
-    __slots__ = ("accept", "body", "expects", "head", "http10", "keep_alive")
+    __slots__ = ("body", "expects", "head", "http10", "keep_alive", "websocket_key")
 
-    def __init__(self, head: RequestHead, body: int, keep_alive: bool, http10: bool) -> None:
+    def __init__(
+        self,
+        head: RequestHead,
+        body: int,
+        keep_alive: bool,
+        http10: bool,
+        expects: bool = False,
+        websocket_key: bytes = b"",
+    ) -> None:
         self.head = head
         self.body = body
         """Content length, `CHUNKED` or `TUNNEL`."""
         self.keep_alive = keep_alive
         self.http10 = http10
-        self.expects = head.get(b"expect") is not None
-        self.accept = b""
+        self.expects = expects
+        """The client waits for 100 before it sends the body."""
+        self.websocket_key = websocket_key
         """`Sec-WebSocket-Key` of an upgrade request."""
+
+    def with_fresh(self, fresh: tuple[Field, ...]) -> ParsedRequest:
+        """The same request with other fresh fields."""
+        return ParsedRequest(
+            self.head.with_fresh(fresh),
+            self.body,
+            self.keep_alive,
+            self.http10,
+            self.expects,
+            self.websocket_key,
+        )
 
 
 class ParsedResponse:
@@ -235,11 +260,19 @@ def parse_request(raw: bytes, options: H1Options) -> ParsedRequest:
         # RFC 8441 section 5: the handshake's key and answer stay on each HTTP/1.1 hop.
         kept = tuple(field for field in fields if field[0] != b"sec-websocket-key")
         head = RequestHead(b"CONNECT", scheme, authority, path, kept, tuple(fresh), b"websocket")
-        upgrade = ParsedRequest(head, TUNNEL, keep_alive, http10)
-        upgrade.accept = key
-        return upgrade
+        return ParsedRequest(head, TUNNEL, keep_alive, http10, websocket_key=key)
     head = RequestHead(method, scheme, authority, path, tuple(fields), tuple(fresh))
-    return ParsedRequest(head, body, keep_alive, http10)
+    return ParsedRequest(head, body, keep_alive, http10, head.get(b"expect") is not None)
+
+
+def cut_fresh(raw: bytes) -> tuple[bytes, tuple[Field, ...]]:
+    """A head's bytes without its fresh fields, and these: heads that differ in nothing else are found so."""
+    parts = _FRESH_LINE.split(raw)
+    if len(parts) == 1:
+        return raw, ()
+    return b"".join(parts[::3]), tuple(
+        (name.lower(), value) for name, value in zip(parts[1::3], parts[2::3], strict=True)
+    )
 
 
 def parse_response(raw: bytes, options: H1Options) -> ParsedResponse:

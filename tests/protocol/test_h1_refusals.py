@@ -244,7 +244,7 @@ RESPONSES = {
     "no status": b"HTTP/1.1\r\n\r\n",
     "no HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
     "a control character in the reason": b"HTTP/1.1 200 O\x01K\r\n\r\n",
-    "101 that nobody asked for": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
+    "101 that nobody asked for": b"HTTP/1.1 101 OK\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
 }
 
 

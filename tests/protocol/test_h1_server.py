@@ -412,7 +412,7 @@ def test_a_small_unread_body_is_thrown_away_behind_an_early_response() -> None:
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 2000", b"Transfer-Encoding: chunked"])
 def test_a_large_unread_body_closes_the_connection_behind_an_early_response(framing: bytes) -> None:
-    codec, log, driver = make(body_window=1000)
+    codec, log, _ = make(body_window=1000)
     codec.receive(b"POST / HTTP/1.1\r\nHost: a\r\n" + framing + b"\r\n\r\n")
     ok(log.streams[0])
     codec.receive(b"3e8\r\n" + b"x" * 1000 + b"\r\n")
