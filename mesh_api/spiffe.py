@@ -22,7 +22,8 @@ class SpiffeId:
         """Raises ValueError, naming the form that is expected."""
         match = _PATTERN.fullmatch(uri)
         if match is None:
-            raise ValueError(f"not a mesh identity: {uri!r}; expected spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT")
+            form = "spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT"
+            raise ValueError(f"not a mesh identity: {uri!r}; expected {form}")
         return cls(*match.groups())
 
     def __str__(self) -> str:

@@ -14,6 +14,7 @@ from sidecar.http.forwarding import rewrite_request
 from sidecar.http.local_reply import is_grpc
 from sidecar.protocol.events import RequestHead
 from sidecar.telemetry.metrics import RouteStats
+from sidecar.upstream.cluster_manager import PASSTHROUGH
 
 
 @dataclass(slots=True)
@@ -80,12 +81,14 @@ def _target(
         downstream.client_cert,
         downstream.keep_client_cert,
     )
+    # Destinations outside the mesh are named by the wire: in metrics they are one.
+    label = PASSTHROUGH if to.name.startswith(PASSTHROUGH + "|") else to.name
     return Target(
         to.name,
         to.weight,
         upstream,
         to.response_headers + route.response_headers,
-        stats_for(context, downstream, route.name, to.name),
+        stats_for(context, downstream, route.name, label),
     )
 
 

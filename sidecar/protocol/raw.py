@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sidecar.protocol.events import (
     ConnectionHandler,
     ErrorCode,
@@ -49,7 +51,7 @@ class RawCodec:
     def __init__(self, handler: ConnectionHandler | None) -> None:
         self.handler = handler
         self.on_output = _nothing
-        self.on_read_pause = _ignore
+        self.on_read_pause: Callable[[bool], None] = _ignore
         self.should_close = False
         self.abort = False
         """With `should_close`: end by RST."""
