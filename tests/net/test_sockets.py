@@ -1,0 +1,65 @@
+"""Listening sockets and what their errors tell the user."""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+
+import pytest
+
+from sidecar.config.resources import SocketAddress
+from sidecar.net.sockets import ListenError, bind_listener
+
+
+def test_listener_accepts_on_an_ephemeral_port() -> None:
+    with bind_listener(SocketAddress("127.0.0.1", 0), "in") as listener:
+        port = listener.getsockname()[1]
+        assert not listener.getblocking()
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+
+
+def test_port_can_be_bound_again_at_once_after_connections() -> None:
+    with bind_listener(SocketAddress("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        client = socket.create_connection(("127.0.0.1", port), timeout=1)
+        listener.setblocking(True)
+        listener.accept()[0].close()  # the server closes first: its side is in TIME_WAIT
+        client.close()
+    bind_listener(SocketAddress("127.0.0.1", port)).close()
+
+
+def test_address_in_use_names_the_listener_and_what_to_do() -> None:
+    with bind_listener(SocketAddress("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(ListenError) as caught:
+            bind_listener(SocketAddress("127.0.0.1", port), "outbound")
+    assert str(caught.value) == (
+        f"listener outbound cannot bind 127.0.0.1:{port}: the address is in use. Stop the program that has "
+        f"it (`ss -ltnp 'sport = :{port}'` names it) or configure another port"
+    )
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.EADDRINUSE
+
+
+@pytest.mark.parametrize(
+    ("host", "text"),
+    [
+        ("192.0.2.1", "no interface of this machine has that address"),
+        ("localhost", "'localhost' is not an IP address"),
+    ],
+)
+def test_wrong_address_says_why(host: str, text: str) -> None:
+    with pytest.raises(ListenError, match=re.escape(f"cannot bind {host}:0: ") + f".*{re.escape(text)}"):
+        bind_listener(SocketAddress(host, 0))
+
+
+def test_ipv6_listener_takes_ipv6_alone() -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6")
+    try:
+        listener = bind_listener(SocketAddress("::1", 0))
+    except ListenError:
+        pytest.skip("no IPv6 loopback")
+    with listener:
+        assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
