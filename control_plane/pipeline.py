@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from google.protobuf.message import Message
 
+from control_plane.affected import touched, vanished
 from control_plane.model.discovery import Change, Dialect, NodeInfo, Resource
 from control_plane.model.mesh import MeshSettings
 from control_plane.model.problem import Problem, Severity
 from control_plane.model.route import Route
-from control_plane.model.service import ServiceKey, ServicePort, WorkloadPort
-from control_plane.registry import MeshChange, MeshIndex, Registry, ServiceView
+from control_plane.model.service import ServicePort, WorkloadPort
+from control_plane.registry import MeshChange, Registry, ServiceView
 from control_plane.translate.clusters import inbound_cluster, service_cluster
 from control_plane.translate.endpoints import load_assignment
 from control_plane.translate.listeners import api_listener, inbound_listener
@@ -32,7 +33,6 @@ from control_plane.translate.names import (
     address_of,
     canonical,
     inbound_cluster_name,
-    listener_names,
     parse_authority,
     parse_canonical,
 )
@@ -190,30 +190,20 @@ class Pipeline:
     # --- changes ---
 
     def _on_change(self, change: MeshChange) -> None:
-        touched = _touched(change, self.settings.cluster_domain)
-        for type_url, names in touched.items():
-            for name in names:
+        domain = self.settings.cluster_domain
+        names = touched(change, domain)
+        for type_url, listed in names.items():
+            for name in listed:
                 self._failed.pop((type_url, name), None)
                 entry = self._cache.get((type_url, name))
                 if entry is not None:
                     entry.stale.update(entry.variants)
-        self._forget(change)
-        for callback in self._subscribers:
-            callback(Change(names=touched))
-
-    def _forget(self, change: MeshChange) -> None:
-        """Drops what no longer exists and so will not be asked for again."""
-        domain = self.settings.cluster_domain
-        gone = _service_names(change.before, change.services, domain)
-        still = _service_names(change.after, change.services, domain)
-        for address in change.workloads:
-            gone[LISTENER] |= _inbound_listeners(change.before, address)
-            gone[CLUSTER] |= _inbound_clusters(change.before, address)
-            still[LISTENER] |= _inbound_listeners(change.after, address)
-            still[CLUSTER] |= _inbound_clusters(change.after, address)
-        for type_url, names in gone.items():
-            for name in names - still[type_url]:
+        # What no longer exists will not be asked for again.
+        for type_url, listed in vanished(change, domain).items():
+            for name in listed:
                 self._cache.pop((type_url, name), None)
+        for callback in self._subscribers:
+            callback(Change(names=names))
 
 
 def _routes_for(view: ServiceView, port: ServicePort, namespace: str) -> tuple[str, tuple[Route, ...]]:
@@ -229,58 +219,3 @@ def _routes_for(view: ServiceView, port: ServicePort, namespace: str) -> tuple[s
         return namespace, own
     producer = view.service.namespace
     return producer, tuple(route for route in attached if route.namespace == producer)
-
-
-def _canonical_names(index: MeshIndex, keys: Iterable[ServiceKey], domain: str) -> set[str]:
-    return {
-        canonical(Target(key, port.port), domain)
-        for key in keys
-        if (view := index.views.get(key)) is not None
-        for port in view.service.ports
-    }
-
-
-def _service_names(index: MeshIndex, keys: Iterable[ServiceKey], domain: str) -> dict[str, set[str]]:
-    """Everything that is made of these services' definitions, by type."""
-    names = _canonical_names(index, keys, domain)
-    listeners = {
-        name
-        for key in keys
-        if (view := index.views.get(key)) is not None
-        for port in view.service.ports
-        for name in listener_names(view.service, port.port, domain)
-    }
-    return {
-        LISTENER: listeners,
-        ROUTE_CONFIGURATION: set(names),
-        CLUSTER: set(names),
-        LOAD_ASSIGNMENT: set(names),
-    }
-
-
-def _inbound_listeners(index: MeshIndex, address: str) -> set[str]:
-    return {inbound_listener_name(address, port.port) for port in index.workloads.get(address, ())}
-
-
-def _inbound_clusters(index: MeshIndex, address: str) -> set[str]:
-    return {inbound_cluster_name(address, port.port) for port in index.workloads.get(address, ())}
-
-
-def _touched(change: MeshChange, domain: str) -> dict[str, frozenset[str]]:
-    """Names of the resources that the change may have made, changed or removed, by type."""
-    touched: dict[str, set[str]] = {
-        LISTENER: set(),
-        ROUTE_CONFIGURATION: set(),
-        CLUSTER: set(),
-        LOAD_ASSIGNMENT: set(),
-    }
-    for index in (change.before, change.after):
-        for type_url, names in _service_names(index, change.services, domain).items():
-            touched[type_url] |= names
-        touched[ROUTE_CONFIGURATION] |= _canonical_names(index, change.routes, domain)
-        touched[CLUSTER] |= _canonical_names(index, change.accounts, domain)
-        touched[LOAD_ASSIGNMENT] |= _canonical_names(index, change.endpoints, domain)
-        for address in change.workloads:
-            touched[LISTENER] |= _inbound_listeners(index, address)
-            touched[CLUSTER] |= _inbound_clusters(index, address)
-    return {type_url: frozenset(names) for type_url, names in touched.items() if names}

@@ -5,7 +5,7 @@ Every source calls `check` on a whole Mesh before it may be published. Nothing h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from control_plane.model.mesh import Mesh
@@ -27,9 +27,10 @@ class Finding:
 
 def check(mesh: Mesh) -> list[Finding]:
     """All findings, in a stable order; none of severity ERROR means that the mesh may serve."""
+    meshed = {item.service_key for item in mesh.slices if item.service_account}
     return [
         *_cluster_ips(mesh),
-        *(finding for item in mesh.slices for finding in _slice(mesh, item)),
+        *(finding for item in mesh.slices for finding in _slice(mesh, item, meshed)),
         *_workload_ports(mesh),
         *(finding for route in mesh.routes for finding in _route(mesh, route)),
         *_conflicts(mesh),
@@ -57,7 +58,8 @@ def _cluster_ips(mesh: Mesh) -> Iterator[Finding]:
                 )
 
 
-def _slice(mesh: Mesh, item: EndpointSlice) -> Iterator[Finding]:
+def _slice(mesh: Mesh, item: EndpointSlice, meshed: Collection[ServiceKey]) -> Iterator[Finding]:
+    """`meshed`: services with a sidecar at one replica or more."""
     ref = ObjectRef("EndpointSlice", item.namespace, item.name)
     account = item.service_account
     if account not in ("", "default") and (item.namespace, account) not in mesh.service_accounts:
@@ -73,12 +75,11 @@ def _slice(mesh: Mesh, item: EndpointSlice) -> Iterator[Finding]:
         yield Finding(ref, path, message, Severity.WARNING)
         return
     # Callers reach a service with sidecars over HTTP/2, and those outside the mesh without TLS.
-    beside = [other for other in mesh.slices if other.service_key == service.key and other.service_account]
-    if not account and beside and any(port.protocol is AppProtocol.HTTP for port in service.ports):
+    mixed = not account and service.key in meshed
+    if mixed and any(port.protocol is AppProtocol.HTTP for port in service.ports):
         message = (
-            f"its endpoints have no service account while others of Service {service.key}"
-            f" have; they must speak"
-            " HTTP/2, or give them one"
+            f"its endpoints have no service account while others of Service {service.key} have;"
+            " they must speak HTTP/2, or give them one"
         )
         yield Finding(ref, ("metadata", "annotations"), message, Severity.WARNING)
     names = {port.name for port in service.ports}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,7 @@ from sidecar.config.resources import (
     SocketAddress,
     StringMatcher,
 )
+from tests.support.kubernetes import backend, endpoint_slice, mesh, route, service
 
 SHOP = Path(__file__).parents[2] / "examples" / "shop"
 USERS = "users.shop.svc.cluster.local:80"
@@ -161,3 +163,96 @@ def test_endpoints_are_the_sidecars_and_keep_their_names_and_original_addresses(
         ("127.0.1.21:60051", "greeter-1", "127.0.1.21:50051", False, Health.HEALTHY),
         ("127.0.1.22:60051", "greeter-2", "127.0.1.22:50051", False, Health.HEALTHY),
     ]
+
+
+def modifier(kind: str) -> dict[str, Any]:
+    body = {
+        "set": [{"name": "x-a", "value": "50%"}],
+        "add": [{"name": "x-b", "value": "b"}],
+        "remove": ["x-c"],
+    }
+    return {"type": kind, kind[0].lower() + kind[1:]: body}
+
+
+def rewrite(kind: str, value: str) -> dict[str, Any]:
+    path = {"type": kind, kind[0].lower() + kind[1:]: value}
+    return {"type": "URLRewrite", "urlRewrite": {"hostname": "other.example", "path": path}}
+
+
+def redirect(**fields: Any) -> dict[str, Any]:
+    return {"filters": [{"type": "RequestRedirect", "requestRedirect": fields}]}
+
+
+def test_everything_that_a_route_can_say_is_accepted_by_the_sidecar() -> None:
+    to_users = {"backendRefs": [backend("users")]}
+    everywhere = {
+        "path": {"type": "RegularExpression", "value": "/[a-z]+/(?:x|y)*"},
+        "method": "PATCH",
+        "headers": [{"name": "A", "type": "RegularExpression", "value": "a.*"}, {"name": "b", "value": "1"}],
+        "queryParams": [
+            {"name": "q", "type": "RegularExpression", "value": "1+"},
+            {"name": "r", "value": "2"},
+        ],
+    }
+    weighted = [backend("users", weight=3, filters=[modifier("ResponseHeaderModifier")]), backend("orders")]
+    both = [modifier("RequestHeaderModifier"), modifier("ResponseHeaderModifier")]
+    rules = [
+        {"matches": [everywhere], **to_users, "timeouts": {"request": "2s", "backendRequest": "500ms"}},
+        {
+            "matches": [{"path": {"type": "Exact", "value": "/exact"}}],
+            "filters": both,
+            "backendRefs": weighted,
+        },
+        {"matches": [{"path": {"value": "/a"}}], "filters": [rewrite("ReplacePrefixMatch", "/")], **to_users},
+        {
+            "matches": [{"path": {"value": "/b"}}],
+            "filters": [rewrite("ReplacePrefixMatch", "/z")],
+            **to_users,
+        },
+        {
+            "matches": [{"path": {"value": "/c"}}],
+            "filters": [rewrite("ReplaceFullPath", "/z\\1")],
+            **to_users,
+        },
+        {"matches": [{"path": {"value": "/d"}}], "retry": {"codes": [503], "backoff": "50ms"}, **to_users},
+        {"matches": [{"path": {"value": "/e"}}], **redirect(scheme="https", hostname="a.example", port=8443)},
+        {"matches": [{"path": {"value": "/f"}}], **redirect(statusCode=308)},
+        {"matches": [{"path": {"value": "/g"}}]},
+    ]
+    calls = [
+        {"matches": [{"method": {"method": "Hello"}}], **to_users},
+        {"matches": [{"method": {"type": "RegularExpression", "service": "a|b"}}], **to_users},
+    ]
+    for kind, listed in (("HTTPRoute", rules), ("GRPCRoute", calls)):
+        registry = Registry()
+        pipeline = Pipeline(registry, MeshSettings())
+        registry.replace(mesh(service("users"), service("orders"), route("r", *listed, kind=kind)))
+        body = get(pipeline, ROUTE_CONFIGURATION, USERS)[USERS].body
+        [host] = decode_route_configuration(body, kind).virtual_hosts
+        assert {found.name for found in host.routes} == {"tcp", *(f"shop/r/{i}" for i in range(len(listed)))}
+
+
+def test_a_port_of_opaque_tcp_and_replicas_outside_the_mesh_are_accepted_by_the_sidecar() -> None:
+    registry = Registry()
+    pipeline = Pipeline(registry, MeshSettings())
+    redis = [{"name": "redis", "port": 6379}]
+    inside = endpoint_slice("redis-a", "127.0.1.1", runs_as="users", ports=redis)
+    registry.replace(
+        mesh(service("redis", *redis), inside, endpoint_slice("redis-b", "127.0.1.2", ports=redis))
+    )
+    name = "redis.shop.svc.cluster.local:6379"
+    [endpoints] = decode_endpoints(get(pipeline, LOAD_ASSIGNMENT, name)[name].body, name).localities
+    assert [(str(each.address), each.plaintext) for each in endpoints.endpoints] == [
+        ("127.0.1.1:16379", False),
+        ("127.0.1.2:6379", True),
+    ]
+    [host] = decode_route_configuration(
+        get(pipeline, ROUTE_CONFIGURATION, name)[name].body, name
+    ).virtual_hosts
+    assert [found.match.connect for found in host.routes] == [True]
+    [(listener_name, listener)] = pipeline.resources(NODE, LISTENER, None).items()
+    manager = decode_listener(listener.body, listener_name).filter_chains[0].network
+    assert isinstance(manager, HttpConnectionManagerConfig)
+    assert manager.tracing is None
+    assert manager.route_config is not None
+    assert [found.match.connect for found in manager.route_config.virtual_hosts[0].routes] == [True]
