@@ -1,21 +1,49 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Servers and tools from Debian that the wider tests and the benchmark use.
+DEBIAN := nghttp2-server nghttp2-client curl
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: install check test
+.PHONY: help install check test test-all debian bench soak demo proto clean
 
-install: $(VENV)/.installed
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed ## The virtual environment with everything, pinned
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[sidecar,control-plane,demo,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[sidecar,control-plane,demo,dev,bench]'
 	touch $@
 
-check: install
+check: install ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: install
+test: install ## What needs no root and only the package index; under 5 minutes
 	$(BIN)/pytest -m "not debian and not envoy and not root and not soak"
+
+debian:
+	@missing=; for tool in nghttpd h2load curl; do command -v $$tool >/dev/null || missing=1; done; \
+	if [ -n "$$missing" ]; then $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq $(DEBIAN); fi
+
+test-all: install debian ## What needs Debian packages, root or Envoy too; under 20 minutes
+	$(BIN)/pytest -m "(debian or envoy or root) and not soak"
+
+demo: install ## A whole mesh on this machine, for half a minute
+	$(BIN)/pilotfish demo
+
+bench: install debian ## CPU, memory and latency against Envoy in the same run
+	$(BIN)/python -m benchmarks.run
+
+soak: install debian ## 2,000 requests a second for ten minutes while replicas come and go
+	$(BIN)/python -m benchmarks.soak
+
+proto: install ## Generate protobuf modules
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. mesh_api/ca.proto
+
+clean: ## Remove the environment and everything built
+	rm -rf $(VENV) build dist *.egg-info
