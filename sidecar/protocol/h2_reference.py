@@ -7,7 +7,6 @@ so: a peer that opens too many streams, or sends too large a header list, loses 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,7 @@ from h2.events import (
     TrailersReceived,
     WindowUpdated,
 )
-from h2.exceptions import H2Error, ProtocolError
+from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import Frame, GoAwayFrame
 
@@ -33,12 +32,12 @@ from sidecar.protocol.events import (
     ConnectionHandler,
     ErrorCode,
     Field,
-    RequestHead,
     Reset,
     ResponseHead,
     StreamHandler,
 )
 from sidecar.protocol.field_rules import MalformedError, request_head, response_head, trailer_section
+from sidecar.protocol.h2_reference_stream import H2ReferenceStream
 
 if TYPE_CHECKING:
     from sidecar.protocol.h2 import H2Options
@@ -78,18 +77,20 @@ class H2ReferenceCodec:
         self.peer_enables_connect_protocol = False
         self.paused = False
         self.streams: dict[int, H2ReferenceStream] = {}
+        self._unsent: set[H2ReferenceStream] = set()
         self.connection = _Connection(H2Configuration(client_side=client, header_encoding=None))
         self._out: list[bytes] = []
         self._receiving = False
         self._ready = False
-        self._refusing = False
+        self.refusing = False
+        """No stream is opened, or accepted, any more."""
         self._highest_id = 0
         self._taken_id = 0
         self._unreturned = 0
 
     def __repr__(self) -> str:
         side = "client" if self.client else "server"
-        state = "closing" if self.should_close else "draining" if self._refusing else "open"
+        state = "closing" if self.should_close else "draining" if self.refusing else "open"
         return f"<H2ReferenceCodec {side} {state} streams={self.active_streams}>"
 
     # --- the driver's side
@@ -118,7 +119,7 @@ class H2ReferenceCodec:
 
     @property
     def available(self) -> int:
-        if not self._ready or self._refusing or self.should_close:
+        if not self._ready or self.refusing or self.should_close:
             return 0
         limit = min(
             self.connection.remote_settings.max_concurrent_streams, self.options.max_concurrent_streams
@@ -129,6 +130,7 @@ class H2ReferenceCodec:
         """The stream gets its id in `send_request`."""
         stream = H2ReferenceStream(self, 0)
         stream.handler = handler
+        self._unsent.add(stream)
         self.active_streams += 1
         return stream
 
@@ -168,10 +170,10 @@ class H2ReferenceCodec:
         self.handler.on_closed(reason)
 
     def drain(self, final: bool) -> None:
-        self._refusing = True
+        self.refusing = True
         self._goaway(self._highest_id if final and not self.client else 0 if final else _HIGHEST_ID)
         if not final and not self.client:
-            self._refusing = False  # Only announced: what is on its way is still served.
+            self.refusing = False  # Only announced: what is on its way is still served.
         elif not self.active_streams:
             self.should_close = True
         self.wrote()
@@ -185,16 +187,18 @@ class H2ReferenceCodec:
 
     def opened(self, stream: H2ReferenceStream) -> None:
         """A client's stream has its id."""
+        self._unsent.discard(stream)
         self.streams[stream.id] = stream
         self._highest_id = max(self._highest_id, stream.id)
 
     def forget(self, stream: H2ReferenceStream) -> None:
         """The stream has ended in both directions, or was reset."""
+        self._unsent.discard(stream)
         self.streams.pop(stream.id, None)
         self.active_streams -= 1
-        if self._refusing and not self.active_streams:
+        if self.refusing and not self.active_streams:
             self.should_close = True
-        elif self.client and not self._refusing:
+        elif self.client and not self.refusing:
             self.handler.on_capacity()
 
     # --- events
@@ -218,7 +222,7 @@ class H2ReferenceCodec:
 
     def _on_request(self, event: RequestReceived) -> None:
         self._highest_id = max(self._highest_id, event.stream_id)
-        if self._refusing:
+        if self.refusing:
             self.connection.reset_stream(event.stream_id, ErrorCode.REFUSED_STREAM)
             return
         try:
@@ -299,8 +303,8 @@ class H2ReferenceCodec:
             self.handler.on_ready()
 
     def _on_goaway(self, event: ConnectionTerminated) -> None:
-        first = not self._refusing
-        self._refusing = True
+        first = not self.refusing
+        self.refusing = True
         last = event.last_stream_id or 0
         if self.client:
             for stream in [stream for stream in self.streams.values() if stream.id > last]:
@@ -333,177 +337,10 @@ class H2ReferenceCodec:
         self._reset_all(f"HTTP/2 connection error: {reason}")
 
     def _reset_all(self, reason: str) -> None:
-        for stream in list(self.streams.values()):
-            taken = not self.client or stream.id <= self._taken_id
+        for stream in [*self.streams.values(), *self._unsent]:
+            taken = not self.client or 0 < stream.id <= self._taken_id
             code = ErrorCode.CANCEL if taken else ErrorCode.REFUSED_STREAM
             stream.fail(Reset(code, reason, processed=taken, remote=False))
-
-
-class H2ReferenceStream:
-    """One request and its response; `events.Stream` has the contract."""
-
-    handler: StreamHandler
-
-    def __init__(self, codec: H2ReferenceCodec, stream_id: int) -> None:
-        self.id = stream_id
-        self.remote_done = False
-        self._codec = codec
-        self._over = False
-        self._local_done = False
-        self._end_queued = False
-        self._queue: deque[bytes] = deque()
-        self._trailers: tuple[Field, ...] | None = None
-        self._unreturned = 0
-
-    def __repr__(self) -> str:
-        held = sum(map(len, self._queue))
-        return f"<H2ReferenceStream {self.id} local={self._local_done} remote={self.remote_done} held={held}>"
-
-    # --- sending
-
-    def send_request(self, head: RequestHead, end_stream: bool) -> None:
-        codec = self._codec
-        if not self._may_request(head):
-            return
-        self.id = codec.connection.get_next_available_stream_id()
-        codec.opened(self)
-        fields: list[Field] = [(b":method", head.method)]
-        if head.method != b"CONNECT" or head.protocol:
-            fields += [(b":scheme", head.scheme), (b":path", head.path)]
-        fields.append((b":authority", head.authority))
-        if head.protocol:
-            fields.append((b":protocol", head.protocol))
-        self._send_headers([*fields, *head.fields, *head.fresh], end_stream)
-
-    def send_response(self, head: ResponseHead, end_stream: bool) -> None:
-        self._send_headers([(b":status", b"%d" % head.status), *head.fields, *head.fresh], end_stream)
-
-    def send_informational(self, head: ResponseHead) -> None:
-        self._send_headers([(b":status", b"%d" % head.status), *head.fields, *head.fresh], False)
-
-    def send_data(self, data: bytes, end_stream: bool) -> int:
-        if self._over or self._end_queued:
-            return len(data)
-        held = bool(self._queue)
-        if data:
-            self._queue.append(data)
-        self._end_queued = end_stream
-        if held:
-            return 0
-        sent = self._send_queued()
-        self.finish_if_done()
-        return sent
-
-    def send_trailers(self, fields: tuple[Field, ...]) -> None:
-        if not self._over and not self._end_queued:
-            self._trailers = fields
-            self._end_queued = True
-            self._send_queued()
-            self.finish_if_done()
-
-    def pump(self) -> None:
-        """The peer's window, or the transport, may have room again."""
-        if self._queue or self._end_queued:
-            sent = self._send_queued()
-            if sent:
-                self.handler.on_sent(sent)
-            self.finish_if_done()
-
-    # --- receiving and ending
-
-    def consume(self, n: int) -> None:
-        self._unreturned += n
-        if self._over or self.remote_done:
-            return
-        if self._unreturned and self._unreturned >= self._codec.options.initial_stream_window_size // 2:
-            self._codec.connection.increment_flow_control_window(self._unreturned, self.id)
-            self._unreturned = 0
-            self._codec.wrote()
-
-    def reset(self, code: ErrorCode) -> None:
-        if not self._over:
-            self.abandon(code)
-            self._end()
-
-    def abandon(self, code: ErrorCode) -> None:
-        """Queue RST_STREAM."""
-        if self.id and not self._codec.should_close:
-            self._codec.connection.reset_stream(self.id, code)
-            self._codec.wrote()
-
-    def fail(self, reset: Reset) -> None:
-        """The stream is gone, and its handler must know."""
-        if not self._over:
-            self._end()
-            self.handler.on_reset(reset)
-
-    def finish_if_done(self) -> None:
-        """Forget the stream once both directions have ended."""
-        if self.remote_done and self._local_done and not self._over:
-            self._end()
-
-    def _end(self) -> None:
-        self._over = True
-        self._queue.clear()
-        self._codec.forget(self)
-
-    def _may_request(self, head: RequestHead) -> bool:
-        codec = self._codec
-        if self._over or self.id:
-            return False
-        if codec._refusing or codec.should_close:
-            reason = "the connection is going away"
-        elif head.protocol and not codec.peer_enables_connect_protocol:
-            reason = "the peer does not offer extended CONNECT (RFC 8441)"
-        else:
-            return True
-        self.fail(Reset(ErrorCode.REFUSED_STREAM, reason, processed=False, remote=False))
-        return False
-
-    def _send_headers(self, fields: list[Field], end_stream: bool) -> None:
-        if self._over or self._local_done:
-            return
-        try:
-            self._codec.connection.send_headers(self.id, fields, end_stream)
-        except ProtocolError as error:
-            self.abandon(ErrorCode.INTERNAL_ERROR)
-            self.fail(
-                Reset(ErrorCode.INTERNAL_ERROR, f"header section cannot be sent: {error}", remote=False)
-            )
-            return
-        self._codec.wrote()
-        if end_stream:
-            self._local_done = self._end_queued = True
-            self.finish_if_done()
-
-    def _send_queued(self) -> int:
-        """Send what the windows let through; returns how many body bytes that were."""
-        codec = self._codec
-        connection = codec.connection
-        sent = 0
-        while self._queue and not codec.paused:
-            room = min(connection.local_flow_control_window(self.id), connection.max_outbound_frame_size)
-            if room <= 0:
-                break
-            data = self._queue.popleft()
-            if len(data) > room:
-                self._queue.appendleft(data[room:])
-                data = data[:room]
-            last = self._end_queued and not self._queue and self._trailers is None
-            connection.send_data(self.id, data, last)
-            sent += len(data)
-            self._local_done = last
-        if self._end_queued and not self._queue and not self._local_done:
-            self._send_end()
-        codec.wrote()
-        return sent
-
-    def _send_end(self) -> None:
-        if self._trailers:
-            self._send_headers(list(self._trailers), True)
-        else:
-            self._codec.connection.end_stream(self.id)
-            self._local_done = True
 
 
 def _plain(headers: Iterable[tuple[bytes, bytes]]) -> list[Field]:

@@ -191,7 +191,10 @@ def test_a_lost_connection_tells_what_has_left() -> None:
     _, first = pair.request()
     second = StreamLog()
     pair.client.open_stream(second).send_request(GET, True)
+    third = StreamLog()
+    pair.client.open_stream(third)
     pair.client.connection_lost("broken")
+    assert third.events == [("reset", "broken", False, False)]
     assert first.events == [("reset", "broken", True, False)]
     assert second.events == [("reset", "broken", False, False)]
     assert pair.client_log.events[-1] == ("closed", "broken")
