@@ -77,14 +77,13 @@ class Variant(Protocol):
 class AdsClient:
     """All subscriptions of this sidecar, over any number of streams, one at a time."""
 
-    def __init__(
-        self, node: Node, variant: Variant, on_update: OnUpdate, on_output: Callable[[], None]
-    ) -> None:
-        """`on_output` is called when `take_requests` has something, while connected."""
+    def __init__(self, node: Node, variant: Variant) -> None:
         self._node = node_message(node)
         self._variant = variant
-        self.on_update = on_update
-        self.on_output = on_output
+        self.on_update: OnUpdate = lambda type_url, accepted, removed: None
+        """Set by whoever uses the resources."""
+        self.on_output: Callable[[], None] = lambda: None
+        """Set by the driver; called when `take_requests` has something, while connected."""
         self._states = {url: TypeState(kind) for url, kind in RESOURCE_TYPES.items()}
         self._replies: list[Any] = []
         self._node_sent = False

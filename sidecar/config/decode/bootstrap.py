@@ -130,14 +130,14 @@ def _ca_provider(instance: str, view: View) -> CaProviderConfig:
     inside = View(struct, f"{view.at('typed_config')}.value", view.report)
     for key in sorted(settings.keys() - set(_PROVIDER_KEYS)):
         inside.error(f"unknown; known are {', '.join(_PROVIDER_KEYS)}", key)
-    texts = {key: settings.get(key, "") for key in _PROVIDER_KEYS[:3]}
-    for key, text in texts.items():
-        if not isinstance(text, str) or (not text and key != "spiffe_id"):
+    texts = {}
+    for key in _PROVIDER_KEYS[:3]:
+        text = settings.get(key, "")
+        texts[key] = text if isinstance(text, str) else ""
+        if text != texts[key] or (not text and key != "spiffe_id"):
             inside.error("required: a string", key)
     ttl = settings.get("ttl_seconds", 86400.0)
     if not isinstance(ttl, (int, float)) or not 1 <= ttl <= 10 * 365 * 86400:
         inside.error(f"must be a number of seconds, 1 or more, not {ttl!r}", "ttl_seconds")
         ttl = 86400.0
-    return CaProviderConfig(
-        instance, str(texts["cluster"]), str(texts["token_file"]), str(texts["spiffe_id"]), float(ttl)
-    )
+    return CaProviderConfig(instance, texts["cluster"], texts["token_file"], texts["spiffe_id"], float(ttl))
