@@ -14,8 +14,9 @@ import asyncio
 import os
 import socket
 import struct
-from typing import Protocol, cast
+from typing import cast
 
+from sidecar.net.connection_types import ConnectError, ConnectionOwner, HalfClosing, LeavesBytes
 from sidecar.net.handshakes import Handshake
 from sidecar.net.peer import PeerInfo, read_certificate
 from sidecar.net.sockets import Address
@@ -36,40 +37,6 @@ MAX_STALLS = 10
 
 _NOBODY = PeerInfo(("", 0), ("", 0))
 _RST_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds
-
-
-class ConnectError(Exception):
-    """`connect` failed. `stage`: dns, tcp, tls or timeout; `reason` names the address."""
-
-    def __init__(self, reason: str, stage: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.stage = stage
-
-
-class ConnectionOwner(Protocol):
-    """Told what happens before a codec is set."""
-
-    def on_secured(self, conn: Connection) -> None:
-        """TCP, and TLS if any, is up and `conn.peer` is filled. After `start_tls` it comes a second time."""
-
-    def on_unread(self, conn: Connection, data: bytes) -> None:
-        """Bytes have come and no codec is set; `data` is all of them so far."""
-
-    def on_lost(self, conn: Connection, reason: str) -> None:
-        """The connection ended without a codec. Not called when `connect` raises instead."""
-
-
-class HalfClosing(Protocol):
-    """A codec that can half-close: with `want_eof` set, FIN follows its output, and reading goes on."""
-
-    want_eof: bool
-
-
-class LeavesBytes(Protocol):
-    """A codec that hands over to another (CONNECT, Upgrade): what it received beyond its own messages."""
-
-    def take_leftover(self) -> bytes: ...
 
 
 class Connection(asyncio.Protocol):

@@ -1,0 +1,45 @@
+"""What a connection expects of those around it: its owner, and what some codecs can do besides.
+
+Imported through `connection.py`, whose length is why these are here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from sidecar.net.connection import Connection
+
+
+class ConnectError(Exception):
+    """`connect` failed. `stage`: dns, tcp, tls or timeout; `reason` names the address."""
+
+    def __init__(self, reason: str, stage: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.stage = stage
+
+
+class ConnectionOwner(Protocol):
+    """Told what happens before a codec is set."""
+
+    def on_secured(self, conn: Connection) -> None:
+        """TCP, and TLS if any, is up and `conn.peer` is filled. After `start_tls` it comes a second time."""
+
+    def on_unread(self, conn: Connection, data: bytes) -> None:
+        """Bytes have come and no codec is set; `data` is all of them so far."""
+
+    def on_lost(self, conn: Connection, reason: str) -> None:
+        """The connection ended without a codec. Not called when `connect` raises instead."""
+
+
+class HalfClosing(Protocol):
+    """A codec that can half-close: with `want_eof` set, FIN follows its output, and reading goes on."""
+
+    want_eof: bool
+
+
+class LeavesBytes(Protocol):
+    """A codec that hands over to another (CONNECT, Upgrade): what it received beyond its own messages."""
+
+    def take_leftover(self) -> bytes: ...
