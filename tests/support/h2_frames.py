@@ -229,3 +229,11 @@ def stream_error(connection: Connection, octets: bytes) -> int:
     assert [f.type for f in frames if f.type != WINDOW_UPDATE] == [RST_STREAM], frames
     assert not connection.codec.should_close
     return next(f.code for f in frames if f.type == RST_STREAM)
+
+
+def parse_prefix(octets: bytes) -> list[Frame]:
+    """Frames as far as they are whole, to show what a test sent."""
+    end = 0
+    while len(octets) - end >= 9 + int.from_bytes(octets[end : end + 3], "big"):
+        end += 9 + int.from_bytes(octets[end : end + 3], "big")
+    return parse(octets[:end])
