@@ -8,6 +8,7 @@ import ctypes.util
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -232,17 +233,16 @@ def test_silent_peers_do_not_hold_up_handshakes_of_others(files: CertificateFile
 
 def test_storm_of_handshakes_leaves_turns_to_others(files: CertificateFiles) -> None:
     async def main() -> None:
-        loop = asyncio.get_running_loop()
         owner, parameters = Owner(RecordingCodec), client_tls(files)
         async with Server(owner, server_tls(files)) as server:
             storm = [asyncio.create_task(dial(server, Owner(RecordingCodec), parameters)) for _ in range(150)]  # noqa: TID251
-            turns, worst, last = 0, 0.0, loop.time()
+            turns, worst, last = 0, 0.0, time.process_time()
             while not all(task.done() for task in storm):
                 await asyncio.sleep(0)
-                now = loop.time()
+                now = time.process_time()
                 turns, worst, last = turns + 1, max(worst, now - last), now
             assert turns > 100
-            assert worst < 0.25  # all at once take more; the margin is for a busy machine
+            assert worst < 0.1  # seconds of CPU; all at once take more
             for task in storm:
                 (await task).abort()
 
