@@ -21,7 +21,8 @@ def strip(fields: tuple[Field, ...], keep_client_cert: bool) -> tuple[Field, ...
     taken = _TRACE if keep_client_cert else _TRACE_AND_XFCC
     for name, _ in fields:
         if name in taken:
-            return tuple([f for f in fields if f[0] not in taken])
+            # Between sidecars the trace context is often all that there is.
+            return () if len(fields) == 1 else tuple([f for f in fields if f[0] not in taken])
     return fields
 
 
