@@ -2,7 +2,8 @@
 
 Owned by `cluster_manager.py`; the router (and the TCP proxy) picks an endpoint, begins, acquires a stream
 from the endpoint, and finishes. Picking, beginning and finishing are on the path of every request: no
-tasks, no timers, no allocation there.
+tasks, no timers, no allocation there. Longer than most files because what a request does and what
+discovery and ejection do act on the same few attributes.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ run on the real loop, so tests are coroutines that call `settle()` where a task 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any, cast
 
@@ -20,6 +20,16 @@ from sidecar.telemetry.metrics import Metrics
 from sidecar.upstream.cluster_manager import ClusterManager
 from sidecar.upstream.context import UpstreamContext
 from tests.support.virtual_clock import VirtualClock
+
+
+def scenario(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Make a test of a coroutine function."""
+
+    def run() -> None:
+        asyncio.run(test())
+
+    run.__name__ = test.__name__
+    return run
 
 
 async def settle() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +20,7 @@ from sidecar.config.resources import (
 )
 from sidecar.upstream.cluster import Cluster
 from sidecar.upstream.endpoint import Endpoint
-from tests.support.fake_upstream import FakeNetwork, Waiter, make_context, settle
+from tests.support.fake_upstream import FakeNetwork, Waiter, make_context, scenario, settle
 from tests.support.virtual_clock import VirtualClock
 
 OUTLIERS = OutlierDetection(consecutive_5xx=2, base_ejection_time=10.0, max_ejection_percent=50)
@@ -64,14 +62,6 @@ class Rig:
 
     def picks(self, tried: list[Endpoint] | None = None) -> set[Endpoint | None]:
         return {self.cluster.pick(tried or ()) for _ in range(30)}
-
-
-def scenario(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    def run() -> None:
-        asyncio.run(test())
-
-    run.__name__ = test.__name__
-    return run
 
 
 def test_max_requests_refuses_and_counts() -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from typing import Any
 
 from sidecar.config.resources import (
     ClusterConfig,
@@ -17,7 +14,7 @@ from sidecar.config.resources import (
     SocketAddress,
 )
 from sidecar.upstream.cluster import Cluster
-from tests.support.fake_upstream import FakeNetwork, Waiter, make_manager, settle
+from tests.support.fake_upstream import FakeNetwork, Waiter, make_manager, scenario, settle
 from tests.support.virtual_clock import VirtualClock
 
 
@@ -59,14 +56,6 @@ class Rig:
 
     def series(self, kind: str, label: str) -> list[object]:
         return [row[label] for row in self.manager._context.metrics.snapshot()[kind]]
-
-
-def scenario(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    def run() -> None:
-        asyncio.run(test())
-
-    run.__name__ = test.__name__
-    return run
 
 
 def test_an_unknown_cluster_is_none() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any
 
@@ -20,7 +19,7 @@ from sidecar.config.resources import (
 )
 from sidecar.upstream.cluster import Cluster
 from sidecar.upstream.dns import DnsRefresher, is_name, with_addresses
-from tests.support.fake_upstream import FakeNetwork, Waiter, make_context, settle
+from tests.support.fake_upstream import FakeNetwork, Waiter, make_context, scenario, settle
 from tests.support.virtual_clock import VirtualClock
 
 
@@ -48,14 +47,6 @@ def cluster(resolver: Resolver, discovery: Discovery, *hosts: str) -> Cluster:
 
 def addresses(made: Cluster) -> list[str]:
     return [endpoint.address.host for endpoint in made.endpoints]
-
-
-def scenario(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    def run() -> None:
-        asyncio.run(test())
-
-    run.__name__ = test.__name__
-    return run
 
 
 async def asked(resolver: Resolver, times: int) -> None:

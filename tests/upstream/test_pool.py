@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
-
 from sidecar.config.resources import ClusterConfig, Http2Options, SocketAddress, TlsConfig
 from sidecar.identity.tls_contexts import TlsConfigError
 from sidecar.net.tls import TlsParameters
 from sidecar.upstream.context import ConnectionLimits
 from sidecar.upstream.pool import HttpPool
-from tests.support.fake_upstream import FakeNetwork, NoTls, Waiter, make_context, settle
+from tests.support.fake_upstream import FakeNetwork, NoTls, Waiter, make_context, scenario, settle
 from tests.support.virtual_clock import VirtualClock
 
 ADDRESS = SocketAddress("10.0.0.1", 8080)
@@ -52,14 +48,6 @@ class Rig:
     def ended(self, index: int = -1) -> str:
         """How a connection was ended by this side."""
         return self.network.connections[index].ended
-
-
-def scenario(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    def run() -> None:
-        asyncio.run(test())
-
-    run.__name__ = test.__name__
-    return run
 
 
 # --- HTTP/2 --------------------------------------------------------------------------------------
@@ -203,6 +191,32 @@ async def test_a_lost_connection_resets_its_streams_and_who_waited_gets_another(
     await settle()
     assert waiting.stream is not None
     assert waiting.failures == []
+
+
+@scenario
+async def test_who_waits_at_the_limit_of_connections_gets_one_when_they_are_lost() -> None:
+    rig = Rig(H1, max_connections=2)
+    await rig.acquired(2)
+    (waiting,) = rig.acquire()
+    await settle()
+    for connection in rig.network.connections[:2]:
+        connection.lose("connection reset by peer")
+    rig.clock.advance(0)
+    await settle()
+    assert waiting.stream is not None
+
+
+@scenario
+async def test_who_waits_at_the_limit_of_connections_gets_one_when_they_go_away() -> None:
+    rig = Rig(H2, max_connections=1)
+    rig.network.max_streams = 1
+    await rig.acquired()
+    (waiting,) = rig.acquire()
+    await settle()
+    assert len(rig.network.attempts) == 1
+    rig.network.codec().goaway()
+    await settle()
+    assert waiting.stream is not None
 
 
 @scenario
