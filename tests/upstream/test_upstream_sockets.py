@@ -129,7 +129,7 @@ def make_h1(handler: ConnectionHandler) -> Codec:
 
 
 def make_raw(handler: ConnectionHandler) -> Codec:
-    return RawCodec(handler)  # type: ignore[return-value]
+    return RawCodec(handler)
 
 
 def make_manager() -> ClusterManager:
