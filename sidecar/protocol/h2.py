@@ -97,10 +97,11 @@ class H2Codec(H2Control):
         """Take every whole frame of `data`; keep the rest until more comes."""
         pos = 0
         size = len(data)
+        max_frame_size = self.options.max_frame_size
         while size - pos >= 9:
             high, low, kind, flags, stream_id = _unpack(data, pos)
             length = high << 8 | low
-            if length > self.options.max_frame_size:
+            if length > max_frame_size:
                 raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, f"frame of {length} octets is too large")
             end = pos + 9 + length
             if end > size:
@@ -198,11 +199,15 @@ class H2Codec(H2Control):
         if block.too_large:
             self._answer_too_large(stream_id, end_stream)
             return
-        try:
-            head, length = self._request_head(block)
-        except MalformedError as error:
-            self.refuse_malformed(stream_id, str(error))
-            return
+        head = block.head
+        if type(head) is RequestHead and not self._decoder.fresh:
+            length = block.content_length
+        else:
+            try:
+                head, length = self._request_head(block)
+            except MalformedError as error:
+                self.refuse_malformed(stream_id, str(error))
+                return
         if len(head.fields) + len(head.fresh) > self.options.max_header_count:
             self._answer_too_large(stream_id, end_stream)
             return
@@ -248,11 +253,15 @@ class H2Codec(H2Control):
         if block.too_large:
             self._reset_too_large(stream, "response headers")
             return
-        try:
-            head, length = self._response_head(block)
-        except MalformedError as error:
-            self.stream_error(stream, ErrorCode.PROTOCOL_ERROR, str(error))
-            return
+        head = block.head
+        if type(head) is ResponseHead and not self._decoder.fresh:
+            length = block.content_length
+        else:
+            try:
+                head, length = self._response_head(block)
+            except MalformedError as error:
+                self.stream_error(stream, ErrorCode.PROTOCOL_ERROR, str(error))
+                return
         if len(head.fields) + len(head.fresh) > self.options.max_header_count:
             self._reset_too_large(stream, "response headers")
             return
@@ -349,7 +358,9 @@ class H2Codec(H2Control):
         """`length` counts the padding too (RFC 9113 section 6.1)."""
         if not stream_id:
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "DATA on stream 0")
-        self._take_connection_window(length)
+        self.receive_window -= length
+        if self.receive_window <= self.connection_update_threshold:
+            self._update_connection_window()
         stream = self.streams.get(stream_id)
         if stream is None:
             self.check_not_idle(stream_id, "DATA")
@@ -388,15 +399,13 @@ class H2Codec(H2Control):
         if stream.local == DONE:
             self.released(stream)
 
-    def _take_connection_window(self, length: int) -> None:
-        self.receive_window -= length
+    def _update_connection_window(self) -> None:
+        """Give back what came at once: held back, one stalled reader would starve every stream beside it."""
         if self.receive_window < 0:
             raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the connection's window")
-        # Given back at once: held back, one stalled reader would starve every stream beside it.
-        if self.receive_window <= self.connection_update_threshold:
-            increment = self.connection_window - self.receive_window
-            self.receive_window = self.connection_window
-            self.write(frames.window_update(0, increment))
+        increment = self.connection_window - self.receive_window
+        self.receive_window = self.connection_window
+        self.write(frames.window_update(0, increment))
 
 
 def _unpadded(flags: int, payload: bytes) -> bytes:

@@ -127,28 +127,31 @@ class HpackDecoder:
             raise HpackError(str(error)) from None
 
     def _decode_new(self, block: bytes) -> HeaderBlock:
-        end = _shared_length(block)
+        end = _INDEXED_RUN(block).end()  # type: ignore[union-attr]
+        size = len(block)
+        indexed = end == size or block[end] >= 0x20 or not 1 <= block[end] & 0x0F <= _LAST_PSEUDO_INDEX
+        if not indexed:
+            end = _shared_length(block, end)
         prefix = block[:end]
         shared = self._blocks.get(prefix) if end else _EMPTY
         if shared is None:
-            fields, size, _ = self._fields(prefix)
-            shared = self._made(fields, size)
-            if not shared.too_large and (_INDEXED_RUN(prefix).end() == end or self._seen_before(prefix)):  # type: ignore[union-attr]
+            fields, octets, _ = self._fields(prefix, 0)
+            shared = self._made(fields, octets)
+            if not shared.too_large and (indexed or self._seen_before(prefix)):
                 self._remember(prefix, shared)
         self.fresh = ()
-        if end == len(block):
+        if end == size:
             return shared
-        fields, size, changed = self._fields(block, end)
-        size += shared.size
-        if changed or shared.too_large or size > self._max_bytes:
-            return self._made([*shared.fields, *fields], size)
-        if self._seen_before(block):
-            whole = self._made([*shared.fields, *fields], size)
-            if not whole.too_large:
-                self._remember(block, whole)
-            return whole
+        fields, octets, changed = self._fields(block, end)
+        octets += shared.size
+        if changed or shared.too_large or octets > self._max_bytes:
+            return self._made([*shared.fields, *fields], octets)
         if len(shared.fields) + len(fields) > self._max_count:
-            return HeaderBlock((), size, too_large=True)
+            return HeaderBlock((), octets, too_large=True)
+        if self._seen_before(block):
+            whole = HeaderBlock((*shared.fields, *fields), octets)
+            self._remember(block, whole)
+            return whole
         self.fresh = tuple(fields)
         return shared
 
@@ -157,7 +160,7 @@ class HpackDecoder:
             return HeaderBlock((), size, too_large=True)
         return HeaderBlock(tuple(fields), size)
 
-    def _fields(self, block: bytes, start: int = 0) -> tuple[list[Field], int, bool]:
+    def _fields(self, block: bytes, start: int) -> tuple[list[Field], int, bool]:
         """Fields from `start` on, their size, and whether the dynamic table changed."""
         pos = start
         fields: list[Field] = []
@@ -191,7 +194,12 @@ class HpackDecoder:
                 if index:
                     name = self._entry(index)[0]
                 else:
-                    name, pos = _string(block, pos)
+                    length = block[pos]
+                    if length < 0x7F:
+                        pos += 1 + length
+                        name = block[pos - length : pos]
+                    else:
+                        name, pos = _string(block, pos)
                 length = block[pos]
                 if length < 0x7F:
                     pos += 1 + length
@@ -264,24 +272,22 @@ class HpackDecoder:
         )
 
 
-def _shared_length(block: bytes) -> int:
+def _shared_length(block: bytes, pos: int) -> int:
     """How many octets from the start are indexed fields and pseudo-header literals without indexing.
 
-    Many clients never index `:path`, so that it may not end what can be remembered.
+    Many clients never index `:path`, so that it may not end what can be remembered. The octets before
+    `pos` are indexed fields.
     """
-    pos = 0
     end = len(block)
-    while True:
-        pos = _INDEXED_RUN(block, pos).end()  # type: ignore[union-attr]
-        if pos + 2 > end:
-            return pos
+    while pos + 2 <= end:
         octet = block[pos]
         if octet >= 0x20 or not 1 <= octet & 0x0F <= _LAST_PSEUDO_INDEX:
-            return pos
+            break
         length = block[pos + 1] & 0x7F
         if length == 0x7F or pos + 2 + length > end:
-            return pos
-        pos += 2 + length
+            break
+        pos = _INDEXED_RUN(block, pos + 2 + length).end()  # type: ignore[union-attr]
+    return pos
 
 
 def _integer(block: bytes, pos: int, mask: int) -> tuple[int, int]:
