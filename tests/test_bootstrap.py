@@ -197,7 +197,8 @@ PROVIDER = 'certificate_provider_instances["mesh"]'
         (
             "static_resources.clusters[1].http2_protocol_options",
             None,
-            "dynamic_resources.ads_config: cluster 'control-plane' must have HTTP/2 and a type other than EDS",
+            "dynamic_resources.ads_config: cluster 'control-plane' must have HTTP/2 and a type other "
+            "than EDS",
         ),
         (
             "dynamic_resources.ads_config.api_type",

@@ -14,7 +14,7 @@ from sidecar.config.resources import HeaderMatcher, QueryMatcher, RouteMatch, St
 from sidecar.protocol.events import RequestHead
 
 Condition = Callable[[RequestHead, Random], bool]
-_Reader = Callable[[RequestHead], bytes | None]
+_Reader = Callable[[RequestHead], bytes]
 
 _DECIMAL = re.compile(rb"[+-]?[0-9]{1,19}")
 
@@ -74,37 +74,31 @@ _PSEUDO: dict[str, _Reader] = {
 }
 
 
-def _field_reader(name: str) -> _Reader:
-    pseudo = _PSEUDO.get(name)
-    if pseudo is not None:
-        return pseudo
-    wanted = name.encode()
-
-    def read(head: RequestHead) -> bytes | None:
-        value = None
-        for n, v in head.fields:
-            if n == wanted:
-                value = v if value is None else value + b"," + v
-        for n, v in head.fresh:
-            if n == wanted:
-                value = v if value is None else value + b"," + v
-        return value
-
-    return read
-
-
 def _header(matcher: HeaderMatcher) -> Condition:
-    read, invert = _field_reader(matcher.name), matcher.invert
+    invert = matcher.invert
     test = _value_test(matcher)
+    read = _PSEUDO.get(matcher.name)
+    name = matcher.name.encode()
     if test is None:
         present = matcher.present != invert
-        return lambda head, random: (read(head) is not None) == present
+        if read is not None:
+            return lambda head, random: present
+        return lambda head, random: (head.get(name) is not None) == present
+    if read is not None:
+        return lambda head, random: test(read(head)) != invert
     missing = (test(b"") != invert) if matcher.treat_missing_as_empty else False
 
     def condition(head: RequestHead, random: Random) -> bool:
-        value = read(head)
-        # A missing field matches no value, inverted or not (Envoy `HeaderMatcher.invert_match`).
-        return missing if value is None else test(value) != invert
+        # Each value of a repeated field is compared on its own; one that fits is enough. A missing
+        # field matches no value, inverted or not (Envoy `HeaderMatcher.invert_match`).
+        absent = True
+        for fields in (head.fields, head.fresh):
+            for n, value in fields:
+                if n == name:
+                    absent = False
+                    if test(value):
+                        return not invert
+        return missing if absent else invert
 
     return condition
 

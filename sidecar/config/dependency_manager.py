@@ -343,9 +343,8 @@ class DependencyManager:
 
     def _apply_clusters(self, names: set[str], prune: bool) -> None:
         wanted = [config for name in names if (config := self._wanted_cluster(name)) is not None]
-        needed = {endpoints_name(config) for config in (*wanted, *self._applied.values())} - {""}
-        self._subscribe(ENDPOINTS, needed)
-        applied = dict(self._applied)
+        applied = {name: each for name, each in self._applied.items() if name in names or not prune}
+        self._subscribe(ENDPOINTS, {endpoints_name(each) for each in (*wanted, *applied.values())} - {""})
         for name in names:
             if self._settled(name):
                 config = self._wanted_cluster(name)
@@ -353,8 +352,6 @@ class DependencyManager:
                     applied.pop(name, None)
                 else:
                     applied[name] = config
-        if prune:
-            applied = {name: config for name, config in applied.items() if name in names}
         for name, config in applied.items():
             self._apply_endpoints(name, endpoints_name(config))
         if applied != self._applied:

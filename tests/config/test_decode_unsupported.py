@@ -149,8 +149,9 @@ def test_a_feature_that_is_switched_off_is_accepted(path: str) -> None:
 
 def test_an_unknown_filter_says_what_to_do() -> None:
     assert errors(put(small(), f"{MANAGER}.http_filters", [LUA, *_filters()])) == [
-        f"{MANAGER}.http_filters[0]: filter envoy.filters.http.lua (envoy.extensions.filters.http.lua.v3.Lua) is "
-        "not supported; remove it, or set is_optional to go without it"
+        f"{MANAGER}.http_filters[0]: filter envoy.filters.http.lua "
+        "(envoy.extensions.filters.http.lua.v3.Lua) is not supported; remove it, or set is_optional to go "
+        "without it"
     ]
 
 

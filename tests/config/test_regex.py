@@ -67,7 +67,7 @@ def test_patterns_mean_what_they_mean_in_re2(pattern: str, value: str, expected:
     ],
 )
 def test_what_re2_or_python_does_not_know_is_refused(pattern: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError):
         translate(pattern)
 
 
@@ -81,5 +81,5 @@ def test_substitutions_are_translated(template: str, expected: str) -> None:
 
 @pytest.mark.parametrize("template", [r"\2", r"\n", "\\"])
 def test_bad_substitutions_are_refused(template: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError):
         translate_substitution(template, translate("/a(b)"))

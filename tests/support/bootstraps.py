@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def put(tree: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     for part in path.split("."):
         name, *indices = part.replace("]", "").split("[")
         steps += [name, *map(int, indices)]
-    for step, following in zip(steps, steps[1:], strict=False):
+    for step, following in itertools.pairwise(steps):
         if isinstance(step, int):
             while len(at) <= step:
                 at.append([] if isinstance(following, int) else {})
