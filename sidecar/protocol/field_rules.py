@@ -23,7 +23,8 @@ CONNECTION_FIELDS = frozenset(
 
 _TOKEN_OCTETS = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _NAME_OCTETS = _TOKEN_OCTETS[:-26]
-_VALUE_OCTETS = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
+_VALUE_TABLE = bytes(x if x == 0x09 or (x >= 0x20 and x != 0x7F) else 0 for x in range(256))
+"""Maps what a value may not hold to NUL: with `bytes.translate` the fastest of the ways to look."""
 _PATH_OCTETS = bytes([*range(0x21, 0x7F), *range(0x80, 0x100)])
 _AUTHORITY = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+,;=%:\[\]]+").fullmatch
 _SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*").fullmatch
@@ -56,7 +57,7 @@ def is_plain_name(name: bytes) -> bool:
 
 def is_value(value: bytes) -> bool:
     """RFC 9110 section 5.5: no control characters but the tab, no white space around."""
-    return not value.translate(None, _VALUE_OCTETS) and value.strip(b" \t") == value
+    return 0 not in value.translate(_VALUE_TABLE) and value.strip(b" \t") == value
 
 
 def is_token(value: bytes) -> bool:
@@ -79,7 +80,7 @@ def check_fresh(fresh: Iterable[Field], content_length: int) -> int | None:
             if name != b"content-length" or content_length != NO_LENGTH or not _CONTENT_LENGTH(value):
                 return None
             content_length = int(value)
-        elif value.translate(None, _VALUE_OCTETS) or value.strip(b" \t") is not value:
+        elif 0 in value.translate(_VALUE_TABLE) or value.strip(b" \t") is not value:
             return None
     return content_length
 

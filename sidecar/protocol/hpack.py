@@ -32,7 +32,9 @@ _MAX_CONTINUED = 4
 
 # Indexed fields: one octet, or 0xff and continuation octets. Possessive, so that nothing is tried twice.
 _INDEXED_RUN = re.compile(rb"(?:[\x80-\xfe]|\xff[\x80-\xff]*+[\x00-\x7f])*+").match
-_LAST_PSEUDO_INDEX = 14
+_PSEUDO_LITERALS = frozenset({*range(0x01, 0x0F), *range(0x11, 0x1F)})
+"""First octets of literals without indexing whose name is a pseudo-header field's (static table)."""
+_LITERALS = frozenset(range(0x80)) - _PSEUDO_LITERALS
 
 _huffman = HuffmanCache()
 
@@ -89,6 +91,8 @@ class HpackDecoder:
         "_blocks",
         "_blocks_cost",
         "_bomb_size",
+        "_last_prefix",
+        "_last_shared",
         "_max_bytes",
         "_max_count",
         "_seen",
@@ -109,6 +113,8 @@ class HpackDecoder:
         self._table_limit = table_size
         self._blocks: dict[bytes, HeaderBlock] = {}
         self._blocks_cost = 0
+        self._last_prefix = b""
+        self._last_shared = _EMPTY
         self._seen: set[int] = set()
         self.fresh: tuple[Field, ...] = ()
         """The fields of the last block that come after those of the returned `HeaderBlock`."""
@@ -127,21 +133,14 @@ class HpackDecoder:
             raise HpackError(str(error)) from None
 
     def _decode_new(self, block: bytes) -> HeaderBlock:
-        end = _INDEXED_RUN(block).end()  # type: ignore[union-attr]
-        size = len(block)
-        indexed = end == size or block[end] >= 0x20 or not 1 <= block[end] & 0x0F <= _LAST_PSEUDO_INDEX
-        if not indexed:
-            end = _shared_length(block, end)
-        prefix = block[:end]
-        shared = self._blocks.get(prefix) if end else _EMPTY
-        if shared is None:
-            fields, octets, _ = self._fields(prefix, 0)
-            shared = self._made(fields, octets)
-            if not shared.too_large and (indexed or self._seen_before(prefix)):
-                self._remember(prefix, shared)
         self.fresh = ()
-        if end == size:
-            return shared
+        end = len(self._last_prefix)
+        if 0 < end < len(block) and block[end] in _LITERALS and block.startswith(self._last_prefix):
+            shared = self._last_shared
+        else:
+            end, shared = self._decode_shared(block)
+            if end == len(block):
+                return shared
         fields, octets, changed = self._fields(block, end)
         octets += shared.size
         if changed or shared.too_large or octets > self._max_bytes:
@@ -154,6 +153,26 @@ class HpackDecoder:
             return whole
         self.fresh = tuple(fields)
         return shared
+
+    def _decode_shared(self, block: bytes) -> tuple[int, HeaderBlock]:
+        """The length of what may be remembered apart from the rest, and its fields."""
+        end = _INDEXED_RUN(block).end()  # type: ignore[union-attr]
+        indexed = end == len(block) or block[end] not in _PSEUDO_LITERALS
+        if not indexed:
+            end = _shared_length(block, end)
+        if not end:
+            return 0, _EMPTY
+        prefix = block[:end]
+        shared = self._blocks.get(prefix)
+        if shared is None:
+            fields, octets, _ = self._fields(prefix, 0)
+            shared = self._made(fields, octets)
+            if shared.too_large or not (indexed or self._seen_before(prefix)):
+                return end, shared
+            self._remember(prefix, shared)
+        self._last_prefix = prefix
+        self._last_shared = shared
+        return end, shared
 
     def _made(self, fields: list[Field], size: int) -> HeaderBlock:
         if size > self._max_bytes or len(fields) > self._max_count:
@@ -244,6 +263,7 @@ class HpackDecoder:
             self._table_size -= len(name) + len(value) + ENTRY_OVERHEAD
         self._blocks.clear()
         self._blocks_cost = 0
+        self._last_prefix = b""
 
     def _seen_before(self, block: bytes) -> bool:
         """Whether the block came lately; octets that never come again are not worth remembering."""
@@ -280,8 +300,7 @@ def _shared_length(block: bytes, pos: int) -> int:
     """
     end = len(block)
     while pos + 2 <= end:
-        octet = block[pos]
-        if octet >= 0x20 or not 1 <= octet & 0x0F <= _LAST_PSEUDO_INDEX:
+        if block[pos] not in _PSEUDO_LITERALS:
             break
         length = block[pos + 1] & 0x7F
         if length == 0x7F or pos + 2 + length > end:

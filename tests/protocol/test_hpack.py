@@ -169,6 +169,17 @@ def test_repeated_literals_are_remembered_from_the_second_sight() -> None:
     assert decoder.fresh == ()
 
 
+def test_a_forgotten_block_is_decoded_again() -> None:
+    decoder = new_decoder()
+    paths = [b"\x82\x86\x04\x04/%03d" % i for i in range(400)]
+    for block in [*paths, *paths, *paths]:
+        for _ in range(3):
+            assert decode(decoder, block)[2] == (b":path", block[-4:])
+    decoder.decode(b"\x82\x86\x84")
+    decoder._blocks.clear()
+    assert decode(decoder, b"\x82\x86\x84")[2] == (b":path", b"/")
+
+
 def test_memory_is_bounded() -> None:
     decoder = new_decoder()
     for i in range(20000):
