@@ -28,6 +28,9 @@ _SMALL = 1024
 RESPONSE_CREDIT = 4
 """How much of the peer's debt (see `H2Codec`) a response works off."""
 
+SENT_CREDIT = 4
+"""The same of a DATA frame: peers answer one with WINDOW_UPDATE frames for stream and connection, or PING."""
+
 _pack = frames.pack_header
 
 
@@ -152,7 +155,7 @@ class H2Stream:
                 codec.write(header)
                 codec.write(data)
             if codec.debt:
-                codec.debt -= 1
+                codec.debt = max(0, codec.debt - SENT_CREDIT)
             if not codec.signalled:
                 codec.signal()
             if end_stream:
@@ -254,7 +257,7 @@ class H2Stream:
         self.send_window -= size
         codec.peer_window -= size
         if codec.debt and size:
-            codec.debt -= 1
+            codec.debt = max(0, codec.debt - SENT_CREDIT)
         codec.write(_pack(size >> 8, size & 255, frames.DATA, 1 if end_stream else 0, self.id))
         if size:
             codec.write(piece)

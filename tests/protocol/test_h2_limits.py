@@ -127,6 +127,18 @@ def test_pings_that_come_one_by_one_are_no_flood() -> None:
         assert len(connection.say(f.ping())) == 1
 
 
+def test_window_updates_that_answer_data_are_no_flood() -> None:
+    connection = server()
+    connection.say(f.headers(1, f.GET, True))
+    stream = connection.requests[0].stream
+    stream.send_response(ResponseHead(200), False)
+    for _ in range(2000):
+        for _ in range(3):
+            assert stream.send_data(b"x" * 1000, False) == 1000
+        connection.say((f.window_update(1, 1000) + f.window_update(0, 1000)) * 3)
+    assert connection.codec.debt < 10
+
+
 def test_refused_streams_without_end() -> None:
     connection = server(max_concurrent_streams=1)
     octets = b"".join(f.headers(i, f.GET, True) for i in range(1, 5001, 2))
