@@ -1,0 +1,5 @@
+"""`python -m pilotfish`: the `pilotfish` command with a chosen interpreter."""
+
+from pilotfish.cli import main
+
+main()
