@@ -39,11 +39,13 @@ class Contender:
 class Process:
     """A child process with its output in a file. A context manager: leaving it stops the process."""
 
-    def __init__(self, name: str, command: list[str], log: Path) -> None:
+    def __init__(self, name: str, command: list[str], log: Path, stdout: int | None = None) -> None:
+        """`stdout`: a descriptor that gets the standard output instead of the log."""
         self.name = name
         self._log = log
         with log.open("wb") as output:
-            self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            out = output if stdout is None else stdout
+            self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=output)
 
     def __enter__(self) -> Process:
         return self
@@ -56,6 +58,18 @@ class Process:
             except subprocess.TimeoutExpired:
                 self._child.kill()
                 self._child.wait()
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._child.poll() is None
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal; nothing when it has ended already."""
+        self._child.send_signal(number)
 
     def cpu_seconds(self) -> float:
         """User and system time of all its threads so far (proc(5), fields 14 and 15 of stat)."""
