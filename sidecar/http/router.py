@@ -177,6 +177,8 @@ class RouterRequest:
         if plan.tunnel:
             self.on_response(attempt, ResponseHead(200), False)
         else:
+            # A handshake says nothing of how fast the endpoint answers, and would keep a new one idle.
+            attempt.started = self.exchange.context.now()
             stream.send_request(
                 self._upstream_head(attempt), self.body_ended and not kept and self.trailers is None
             )
