@@ -183,6 +183,20 @@ def test_a_reader_that_stopped_costs_lines_that_are_counted_and_bounded_memory()
     assert waiting + log.dropped == total
 
 
+def test_a_reader_that_keeps_up_loses_no_line_though_its_pipe_holds_little() -> None:
+    log, sink, clock = make(room=65536)
+    for i in range(20_000):
+        if i % 10 == 0:
+            clock.advance(0.005)
+            sink.room = 65536
+        log.write(RECORD)
+    for _ in range(20):
+        clock.advance(FLUSH_SECONDS)
+        sink.room = 65536
+    assert log.dropped == 0
+    assert len(sink.lines) == 20_000
+
+
 def test_a_reader_that_is_gone_drops_and_counts_and_recovers() -> None:
     log, sink, _ = make()
     sink.error = BrokenPipeError(errno.EPIPE, "gone")
