@@ -46,8 +46,8 @@ def _table(title: str, *headings: str) -> Table:
 
 def route_table(rows: Sequence[Row]) -> Table:
     """One row for each route."""
-    table = _table("Routes, as the callers' sidecars saw them", "route and its callers")
-    for heading in ("requests", "success", "retries", "p50 ms", "p99 ms"):
+    table = _table("Routes, as the callers' sidecars saw them (times in ms)", "route and its callers")
+    for heading in ("requests", "success", "retries", "p50", "p99"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("served by", no_wrap=True)
     for row in rows:
@@ -58,7 +58,7 @@ def route_table(rows: Sequence[Row]) -> Table:
             f"{row.retries:,}",
             f"{row.quantile(0.5):.1f}",
             f"{row.quantile(0.99):.1f}",
-            "\n".join(f"{name} {count:,}" for name, count in sorted(row.served.items())),
+            "\n".join(f"{name} {count}" for name, count in sorted(row.served.items())),
         )
     return table
 
@@ -75,7 +75,7 @@ def trace_tree(trace: Trace) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, min_width=BAR_CELLS)
     for depth, span in trace.walk():
         style = "red" if span.failed else "green"
         branch = f"[dim]{'  ' * (depth - 1)}└ [/]" if depth else ""
@@ -86,16 +86,19 @@ def trace_tree(trace: Trace) -> Table:
 
 
 def _span(span: Span) -> str:
-    endpoint = str(span.attributes.get("pilotfish.endpoint", ""))
-    # An address and port instead of a replica's name: the application beside the sidecar.
-    towards = f" → {'its application' if ':' in endpoint else endpoint}" if span.kind == "client" else ""
+    """A client span has the name of the server span above it; where it went says more."""
+    what = escape(span.name)
+    if span.kind == "client":
+        endpoint = str(span.attributes.get("pilotfish.endpoint", "?"))
+        # An address and port instead of a replica's name: the application beside the sidecar.
+        what = "→ its application" if ":" in endpoint else f"→ {escape(endpoint)}"
     notes = []
     if retry := int(span.attributes.get("http.request.resend_count", 0)):
         notes.append(f"attempt {retry + 1}")
     if span.failed:
         notes.append(str(span.attributes.get("error.type", "failed")))
     note = f" [yellow]({escape(', '.join(notes))})[/]" if notes else ""
-    return f"[bold]{escape(span.instance or span.service)}[/] {span.kind} {escape(span.name)}{towards}{note}"
+    return f"[bold]{escape(span.instance or span.service)}[/] {span.kind} {what}{note}"
 
 
 def _bar(span: Span, root: Span) -> str:
@@ -108,7 +111,7 @@ def _bar(span: Span, root: Span) -> str:
 
 def facts_table(facts: Iterable[Fact]) -> Table:
     table = Table(
-        title="\nWhat had to hold", title_justify="left", show_header=False, box=None, pad_edge=False
+        title="\nWhat had to hold", title_justify="left", show_header=False, box=None, padding=(0, 1, 0, 0)
     )
     for fact in facts:
         mark = "[green]✓[/]" if fact.held else "[red]✗[/]"

@@ -130,7 +130,7 @@ class Show:
         self.facts.append(facts.all_succeeded(f"{victim.name} killed, {what}: no GET failed", calls))
         late = [call for call in calls if call.start > killed + SETTLE_SECONDS]
         self.facts.append(facts.moved_away(f"traffic left {victim.name}", victim.name, late))
-        self._tell(calls, f"; the sidecars retried {self._retries() - retries} times")
+        self._tell(calls, f"; retries by the sidecars: {self._retries() - retries}")
 
     def _retries(self) -> int:
         """Of all callers' sidecars so far; none of these is ever killed."""
@@ -164,7 +164,7 @@ class Show:
 
     def _show_trace(self, title: str, trace: Trace | None, optional: bool = False) -> None:
         if trace is not None:
-            self._console.print(f"\n[italic]{title}[/] [dim]({trace.root.trace_id})[/]")
+            self._console.print(f"\n[italic]{title}[/]\n[dim]trace {trace.root.trace_id}[/]")
             self._console.print(report.trace_tree(trace))
         elif not optional:
             self._console.print(f"\n[red]{title}: there is none[/]")

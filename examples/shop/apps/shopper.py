@@ -29,6 +29,7 @@ PAUSE = float(os.environ.get("PAUSE", "0.04"))
 """Seconds between two calls of one customer."""
 CUSTOMERS = 3
 TIMEOUT = 10.0
+PATIENT = {"x-patience": "long"}
 ROUTE_HEADER = "x-shop-route"
 
 calm = threading.Event()
@@ -63,8 +64,14 @@ def report(call: str, attempt: Callable[[], Outcome]) -> None:
         print(json.dumps(line), flush=True)
 
 
-def http(session: requests.Session, method: str, url: str, body: object = None) -> Outcome:
-    response = session.request(method, url, json=body, timeout=TIMEOUT)
+def http(
+    session: requests.Session,
+    method: str,
+    url: str,
+    body: object = None,
+    headers: dict[str, str] | None = None,
+) -> Outcome:
+    response = session.request(method, url, json=body, headers=headers, timeout=TIMEOUT)
     served_by = response.json().get("served_by", "") if response.ok else response.text[:200]
     return response.ok, str(response.status_code), served_by, response.headers.get(ROUTE_HEADER, "")
 
@@ -79,8 +86,10 @@ def customer(number: int) -> None:
         kind = turn % 5
         if kind in (0, 1):
             report("GET /orders/N", lambda one=one: http(session, "GET", f"{ORDERS}/orders/{one}"))
-        elif kind in (2, 3):
+        elif kind == 2:
             report("GET /users/N", lambda one=one: http(session, "GET", f"{USERS}/users/{one}"))
+        elif kind == 3:  # the users route treats callers who can wait differently
+            report("GET /users", lambda: http(session, "GET", f"{USERS}/users", headers=PATIENT))
         elif calm.is_set():
             report("POST /orders", lambda one=one: http(session, "POST", f"{ORDERS}/orders", {"user": one}))
         else:
