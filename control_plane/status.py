@@ -5,6 +5,7 @@ Plain HTTP, read-only, shows no secrets. The app starts it; everything is read l
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -166,7 +167,7 @@ def _time(moment: datetime) -> str:
 
 
 def metrics_text(sources: StatusSources) -> str:
-    """What `/metrics` shows, in Prometheus' text format."""
+    """What `/metrics` shows, in Prometheus' text format. Call on the running loop."""
     counts = sources.discovery.counts
     clients = sources.discovery.clients()
     prefix = "pilotfish_control_plane"
@@ -210,5 +211,6 @@ def metrics_text(sources: StatusSources) -> str:
         "Calls without a valid token.",
         sources.authenticator.refused,
     )
+    one("tasks", "gauge", "Tasks that have not ended.", len(asyncio.all_tasks()))
     one("root_expires_seconds", "gauge", "Root's expiry, epoch.", sources.authority.not_after.timestamp())
     return "\n".join(lines) + "\n"

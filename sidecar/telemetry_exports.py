@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from importlib.metadata import version
 from random import Random
 
 from sidecar.config.resources import TracingConfig
 from sidecar.http.client import CallError, call
 from sidecar.protocol.events import RequestHead
+from sidecar.runtime import tasks
 from sidecar.runtime.tasks import spawn
 from sidecar.telemetry.access_log import AccessLog, open_sink
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry.otlp import SpanEncoder
+from sidecar.telemetry.process import LoopLag, ProcessMetrics
+from sidecar.telemetry.prometheus import Family, labels
 from sidecar.telemetry.tracing import SpanSink, Tracer, Untraced
 from sidecar.trace_exporter import CONTENT_TYPE, SCOPE, TraceExporter, otlp_resource
 from sidecar.upstream.cluster_manager import ClusterManager
@@ -32,6 +35,11 @@ class TelemetryExports:
         self._tracers: dict[TracingConfig, Tracer] = {}
         self._exporters: list[tuple[TraceExporter, asyncio.Task[None]]] = []
         self._access_logs: dict[str, AccessLog] = {}
+        loop = asyncio.get_running_loop()
+        lag = LoopLag(loop.call_later, loop.time)
+        lag.start()
+        metrics.register(ProcessMetrics(version("pilotfish"), lag, tasks.running))
+        metrics.register(self._access_log_families)
 
     def tracer(self, config: TracingConfig | None) -> Tracer | Untraced:
         """The tracer for this configuration; without one, trace context passes through untouched."""
@@ -78,6 +86,15 @@ class TelemetryExports:
         if log is None:
             log = self._access_logs[path] = AccessLog(open_sink(path), asyncio.get_running_loop().call_later)
         return log
+
+    def _access_log_families(self) -> Iterable[Family]:
+        logs = [(labels({"path": path}), log) for path, log in self._access_logs.items()]
+        return (
+            Family("pilotfish_access_log_lines_total", "counter", "Access log lines made",
+                   [(each, log.written) for each, log in logs]),
+            Family("pilotfish_access_log_dropped_total", "counter", "Lines lost to a slow or absent reader",
+                   [(each, log.dropped) for each, log in logs]),
+        )  # fmt: skip
 
     async def close(self, deadline: float) -> None:
         """Flush everything, for at most `deadline` seconds."""

@@ -25,6 +25,11 @@ def spawn(coro: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
     return task
 
 
+def running() -> int:
+    """How many tasks have been spawned and have not ended."""
+    return len(_tasks)
+
+
 async def cancel_all() -> None:
     """Cancel what `spawn` started on this loop and has not ended, and wait until it has. For shutdown."""
     loop = asyncio.get_running_loop()

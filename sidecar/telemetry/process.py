@@ -1,7 +1,7 @@
 """The process itself as metrics: CPU, memory, descriptors, and how late its event loop runs.
 
-`app.py` registers a `ProcessMetrics` with `Metrics` and starts one `LoopLag`. Linux only: read from
-`/proc/self` at each scrape, never in between.
+`telemetry_exports.py` registers a `ProcessMetrics` with `Metrics` and starts one `LoopLag`. Linux only:
+read from `/proc/self` at each scrape, never in between.
 """
 
 from __future__ import annotations
@@ -55,10 +55,11 @@ class LoopLag:
 
 
 class ProcessMetrics:
-    """A collector for `Metrics.register`. `version` is the distribution's."""
+    """A collector for `Metrics.register`. `version` is the distribution's; `tasks` counts those alive."""
 
-    def __init__(self, version: str, loop_lag: LoopLag) -> None:
+    def __init__(self, version: str, loop_lag: LoopLag, tasks: Callable[[], int]) -> None:
         self._loop_lag = loop_lag
+        self._tasks = tasks
         self._started = time.time()
         self._build = labels({"version": version, "python": platform.python_version()})
 
@@ -72,6 +73,7 @@ class ProcessMetrics:
             _family("process_max_fds", "Limit of open file descriptors", soft_limit),
             _family("process_start_time_seconds", "Start of the process, Unix time", self._started),
             _family("pilotfish_loop_lag_seconds", "Largest event loop lag of late", self._loop_lag.seconds),
+            _family("pilotfish_tasks", "Tasks that have not ended", self._tasks()),
             Family("pilotfish_build_info", "gauge", "What is running; always 1", [(self._build, 1)]),
         )
 

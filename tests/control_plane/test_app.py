@@ -108,6 +108,7 @@ def test_the_metrics_count_streams_pushes_and_refusals(tmp_path: Path) -> None:
         assert values[f"{prefix}_clients"] == "1"
         assert values[f"{prefix}_clients_behind"] == "1"
         assert values[f"{prefix}_streams_total"] == "1"
+        assert int(values[f"{prefix}_tasks"]) > 1
         assert values[f"{prefix}_pushes_total"] == "1"
         assert values[f'{prefix}_nacks_total{{type="RDS"}}'] == "1"
         assert values[f'{prefix}_configuration_problems{{severity="error"}}'] == "0"

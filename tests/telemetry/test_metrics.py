@@ -124,7 +124,7 @@ def test_every_family_has_help_and_type_once_and_counters_end_in_total() -> None
     metrics.cluster("app").requests += 1
     metrics.endpoint("app", "10.0.0.1:80").requests += 1
     metrics.listener("in").detected["http2"] = 3
-    metrics.register(ProcessMetrics("0.1.0", LoopLag(VirtualClock().call_later, VirtualClock().time)))
+    metrics.register(ProcessMetrics("0.1.0", LoopLag(VirtualClock().call_later, VirtualClock().time), int))
     text = metrics.prometheus_text()
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")]
     assert len(names) == len(set(names))
@@ -243,9 +243,10 @@ def test_a_route_without_requests_shows_no_rate_and_no_latency() -> None:
 def test_process_metrics_are_of_this_process() -> None:
     metrics = Metrics()
     clock = VirtualClock()
-    metrics.register(ProcessMetrics("0.1.0", LoopLag(clock.call_later, clock.time)))
+    metrics.register(ProcessMetrics("0.1.0", LoopLag(clock.call_later, clock.time), lambda: 3))
     assert value(metrics, "process_resident_memory_bytes") > 5e6
     assert value(metrics, "process_open_fds") >= 3
+    assert value(metrics, "pilotfish_tasks") == 3
     assert value(metrics, "process_cpu_seconds_total") > 0
     assert value(metrics, "process_start_time_seconds") > 1.7e9
 
