@@ -1,4 +1,4 @@
-"""`python -m benchmarks.soak`: 2,000 GETs a second through the mesh for ten minutes while replicas come and go.
+"""`python -m benchmarks.soak`: 2,000 GETs a second for ten minutes while replicas come and go.
 
 Must hold: no GET fails, and neither memory nor descriptors nor tasks grow after the warm-up. Prints a line
 every ten seconds and a table at the end, writes build/soak/result.json; exit status 1 when a fact did not
@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.processes import BenchError, get
@@ -21,16 +21,13 @@ from benchmarks.run import find_tools
 from benchmarks.soak_disturbances import Disturber
 from benchmarks.soak_load import AccessLogReader, Load
 from benchmarks.soak_mesh import SoakMesh
-from benchmarks.soak_watch import ALLOWED_GROWTH, ALLOWED_SLOPE, Series
+from benchmarks.soak_report import JUDGED_FROM, Result, growth_facts, load_facts, table, write_json
+from benchmarks.soak_watch import Series
 from mesh_api.names import ADMIN_PORT, STATUS_PORT
 
 FOLDER = Path("build/soak")
-JUDGED_FROM = 300
-"""Seconds of a run from which its memory is judged: in shorter ones the second half is warm-up too."""
 QUIET_END = 0.5
 """Nothing new is begun in the last seconds that this share of an interval makes."""
-MIN_LOAD = 0.95
-"""Share of the asked load that must have been made, or the run proves nothing."""
 TICK = 0.1
 
 
@@ -47,12 +44,6 @@ class Settings:
     folder: Path = FOLDER
 
 
-@dataclass(frozen=True)
-class Fact:
-    text: str
-    holds: bool
-
-
 def main() -> int:
     settings = parse_arguments()
     try:
@@ -62,9 +53,9 @@ def main() -> int:
         return 2
     print(table(result))
     path = settings.folder / "result.json"
-    path.write_text(json.dumps(result, indent=1, default=str) + "\n")
+    write_json(path, settings, result)
     print(f"\n{path}")
-    return 0 if all(fact["holds"] for fact in result["facts"]) else 1
+    return 0 if all(fact.holds for fact in result.facts) else 1
 
 
 def parse_arguments() -> Settings:
@@ -82,8 +73,8 @@ def parse_arguments() -> Settings:
     return Settings(given.seconds, given.rate, given.replicas, given.interval, network=given.network)
 
 
-def run(settings: Settings, tools: dict[str, str]) -> dict[str, object]:
-    """The whole soak; returns what result.json gets. Raises BenchError when it cannot be run."""
+def run(settings: Settings, tools: dict[str, str]) -> Result:
+    """The whole soak. Raises BenchError when it cannot be run."""
     shutil.rmtree(settings.folder, ignore_errors=True)
     settings.folder.mkdir(parents=True)
     with ExitStack() as stack:
@@ -101,7 +92,19 @@ def run(settings: Settings, tools: dict[str, str]) -> dict[str, object]:
         drive(settings, load, access_log, disturber, series)
         stats = json.loads(get(f"http://{mesh.caller}:{ADMIN_PORT}/stats")[1])
     access_log.join()
-    return evaluate(settings, load, access_log, disturber, series, stats)
+    expected = settings.rate * settings.seconds
+    return Result(
+        requests=load.done,
+        failures=load.failures,
+        attempts=dict(sorted(access_log.attempts.items())),
+        disturbances=disturber.log,
+        series=series,
+        facts=[
+            *load_facts(load.done, len(load.failures), expected, disturber.counts),
+            *growth_facts(series, judged=settings.seconds >= JUDGED_FROM),
+        ],
+        stats=stats,
+    )
 
 
 def watched(mesh: SoakMesh) -> list[Series]:
@@ -166,75 +169,6 @@ def progress(
         f"retried {access_log.counts.retried}  p99 {p99:.1f} ms  max {longest:.0f} ms  "
         f"disturbances {len(disturber.log)}  RSS {memory} MB"
     )
-
-
-def evaluate(
-    settings: Settings,
-    load: Load,
-    access_log: AccessLogReader,
-    disturber: Disturber,
-    series: list[Series],
-    stats: object,
-) -> dict[str, object]:
-    facts = [
-        Fact(f"no failed GET: {len(load.failures)} of {load.done}", not load.failures),
-        Fact(
-            f"the load was made: {load.done} of {settings.rate * settings.seconds} GETs",
-            load.done >= MIN_LOAD * settings.rate * settings.seconds,
-        ),
-        Fact(
-            f"replicas were disturbed: {dict(disturber.counts)}",
-            len(disturber.counts) > 1,
-        ),
-    ]
-    judged = settings.seconds >= JUDGED_FROM
-    for one in series:
-        summary = one.summary()
-        facts.append(
-            Fact(
-                f"{one.name}: memory grows by {one.slope:.2f} MB a minute over the second half "
-                f"(allowed {ALLOWED_SLOPE:g}{'' if judged else ', not judged: too short a run'})",
-                one.slope <= ALLOWED_SLOPE or not judged,
-            )
-        )
-        for what in ("descriptor", "task"):
-            grown = float(summary[f"{what}_growth"])
-            facts.append(
-                Fact(
-                    f"{one.name}: {grown:+.1f} {what}s in the last quarter (allowed {ALLOWED_GROWTH:g})",
-                    grown <= ALLOWED_GROWTH or not judged,
-                )
-            )
-    return {
-        "settings": asdict(settings),
-        "requests": load.done,
-        "failures": load.failures[:1000],
-        "attempts": {str(number): count for number, count in sorted(access_log.attempts.items())},
-        "disturbances": disturber.log,
-        "facts": [asdict(fact) for fact in facts],
-        "processes": [one.summary() for one in series],
-        "series": {one.name: {"seconds": one.times, "rss_mb": one.memory} for one in series},
-        "stats": stats,
-    }
-
-
-def table(result: dict[str, object]) -> str:
-    lines = [""]
-    lines.append(
-        f"{'process':18}{'RSS MB first':>14}{'half':>8}{'last':>8}{'MB/min':>9}{'fds':>6}{'tasks':>7}{'CPU s':>8}"
-    )
-    for one in result["processes"]:
-        lines.append(
-            f"{one['name']:18}{one['rss_first_mb']:14.1f}{one['rss_half_mb']:8.1f}{one['rss_last_mb']:8.1f}"
-            f"{one['slope_mb_per_minute']:9.2f}{one['descriptors']:6.0f}{one['tasks']:7.0f}{one['cpu_seconds']:8.1f}"
-        )
-    lines.append("")
-    attempts = ", ".join(
-        f"{number}: {count}" for number, count in result["attempts"].items() if number != "0"
-    )
-    lines.append(f"requests by attempts needed: {attempts}")
-    lines += [f"{'holds' if fact['holds'] else 'FAILS'}  {fact['text']}" for fact in result["facts"]]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import threading
 from collections import Counter
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ STREAMS = 256
 """At a time on one connection: enough for the rate to hold through a stall of half a second."""
 _ATTEMPTS = re.compile(rb'"attempts":(\d+)')
 _CLEAN = b'"flags":"",'
-_TRACE_LINE = b'{"time":'
 
 
 class Load:
@@ -115,8 +113,3 @@ class AccessLogReader:
 
     def __repr__(self) -> str:
         return f"<AccessLogReader {self.counts}>"
-
-
-def stop(process: Process) -> None:
-    """h2load prints its counts when it is interrupted, too."""
-    process.send(signal.SIGINT)

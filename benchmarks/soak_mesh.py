@@ -184,7 +184,7 @@ class SoakMesh:
         self.write_endpoints()
 
     def write_endpoints(self) -> None:
-        endpoints = [
+        endpoints: list[dict[str, object]] = [
             {"addresses": [replica.address], "targetRef": {"kind": "Pod", "name": replica.name}}
             for replica in self.replicas
             if replica.name in self._listed

@@ -41,7 +41,7 @@ class Series:
         self.memory.append(self.process.resident_megabytes())
         self.descriptors.append(len(os.listdir(f"/proc/{self.process.pid}/fd")))
         self.cpu.append(self.process.cpu_seconds())
-        found = re.search(r"^pilotfish_tasks (\d+)", get(self.metrics)[1], re.MULTILINE)
+        found = re.search(r"^pilotfish(?:_control_plane)?_tasks (\d+)", get(self.metrics)[1], re.MULTILINE)
         self.tasks.append(float(found[1]) if found is not None else 0.0)
 
     @property
@@ -56,6 +56,14 @@ class Series:
     def half_memory(self) -> float:
         return self.memory[len(self.memory) // 2]
 
+    @property
+    def descriptor_growth(self) -> float:
+        return growth(self.descriptors)
+
+    @property
+    def task_growth(self) -> float:
+        return growth(self.tasks)
+
     def summary(self) -> dict[str, float | str]:
         return {
             "name": self.name,
@@ -65,9 +73,9 @@ class Series:
             "rss_max_mb": round(max(self.memory), 1),
             "slope_mb_per_minute": round(self.slope, 3),
             "descriptors": self.descriptors[-1],
-            "descriptor_growth": round(growth(self.descriptors), 2),
+            "descriptor_growth": round(self.descriptor_growth, 2),
             "tasks": self.tasks[-1],
-            "task_growth": round(growth(self.tasks), 2),
+            "task_growth": round(self.task_growth, 2),
             "cpu_seconds": round(self.cpu[-1] - self.cpu[0], 1),
         }
 
