@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from benchmarks.processes import (
     Contender,
     Process,
     is_ready,
+    machine_seconds,
     settled_spans,
     wait_until,
 )
@@ -48,11 +50,23 @@ class Sample:
     """Resident memory of each proxy after the load."""
     idle_rss_mb: tuple[float, ...]
     """The same before any load."""
+    foreign: float
+    """Share of the machine, 0..1, that went to strangers meanwhile."""
     p50_ms: float = 0.0
     p99_ms: float = 0.0
     """Latencies; only where the workload has a fixed rate."""
     spans_missing: int = 0
     """Only where every request is traced."""
+
+
+@dataclass(frozen=True)
+class Rig:
+    """What every measurement needs."""
+
+    folder: Path
+    h2load: str
+    helpers: tuple[Process, ...]
+    """Application and trace sink: their CPU is the bench's own and nobody's figure."""
 
 
 @dataclass(frozen=True)
@@ -63,30 +77,32 @@ class LoadResult:
 
 
 def run_contender(
-    contender: Contender, workloads: Iterable[Workload], folder: Path, h2load: str, turn: int
+    contender: Contender, workloads: Iterable[Workload], rig: Rig, turn: int
 ) -> Iterator[Sample]:
     """Every workload on one contender: those that trace everything on a pair of their own."""
     for traced in (False, True):
         chosen = [workload for workload in workloads if workload.traced is traced]
         if chosen:
-            yield from run_pair(contender, chosen, folder, h2load, turn, traced)
+            yield from run_pair(contender, chosen, rig, turn, traced)
 
 
 def run_pair(
-    contender: Contender, workloads: list[Workload], folder: Path, h2load: str, turn: int, traced: bool
+    contender: Contender, workloads: list[Workload], rig: Rig, turn: int, traced: bool
 ) -> Iterator[Sample]:
     """Start the pair, measure every workload on it, stop it."""
     with ExitStack() as stack:
         pair: list[Process] = []
         # The inbound side first: the outbound one then finds its upstream at once.
         for index, side in reversed(list(enumerate(SIDES))):
-            command = contender.arguments(configuration(side, folder, traced), index)
-            process = Process(f"{contender.name} {side}", command, folder / f"{contender.name}-{side}.log")
+            command = contender.arguments(configuration(side, rig.folder, traced), index)
+            process = Process(
+                f"{contender.name} {side}", command, rig.folder / f"{contender.name}-{side}.log"
+            )
             pair.insert(0, stack.enter_context(process))
             wait_until(process, partial(is_ready, ADMIN_PORTS[index]))
         idle = tuple(process.resident_megabytes() for process in pair)
         for workload in workloads:
-            yield measure(contender, workload, pair, folder, h2load, idle, turn)
+            yield measure(contender, workload, pair, rig, idle, turn)
 
 
 def configuration(side: str, folder: Path, traced: bool) -> str:
@@ -107,18 +123,19 @@ def measure(
     contender: Contender,
     workload: Workload,
     pair: list[Process],
-    folder: Path,
-    h2load: str,
+    rig: Rig,
     idle: tuple[float, ...],
     turn: int,
 ) -> Sample:
     """Warm up, then load and read the pair's CPU before and after."""
     tag = f"{contender.name}-{turn}"
     warm_up = max(100, int((workload.requests or workload.rate * 2) * WARM_UP_SHARE))
-    load(h2load, h2load_arguments(workload_of_count(workload), folder, warm_up, f"{tag}-w"))
+    load(rig.h2load, h2load_arguments(workload_of_count(workload), rig.folder, warm_up, f"{tag}-w"))
     spans = settled_spans(1 << 62, FLUSH_PATIENCE) if workload.traced else 0
+    strangers = Strangers((*pair, *rig.helpers))
     before = [process.cpu_seconds() for process in pair]
-    result = load(h2load, h2load_arguments(workload, folder, workload.requests, tag))
+    result = load(rig.h2load, h2load_arguments(workload, rig.folder, workload.requests, tag))
+    foreign = strangers.share()
     missing = 0
     if workload.traced:
         expected = spans + SPANS_A_REQUEST * result.done
@@ -126,7 +143,7 @@ def measure(
     for process in pair:
         process.check()
     after = [process.cpu_seconds() for process in pair]
-    p50, p99 = latencies(folder / "latency.tsv") if workload.rate else (0.0, 0.0)
+    p50, p99 = latencies(rig.folder / "latency.tsv") if workload.rate else (0.0, 0.0)
     return Sample(
         workload=workload.name,
         contender=contender.name,
@@ -136,10 +153,32 @@ def measure(
         rate=result.rate,
         rss_mb=tuple(process.resident_megabytes() for process in pair),
         idle_rss_mb=idle,
+        foreign=foreign,
         p50_ms=p50,
         p99_ms=p99,
         spans_missing=missing,
     )
+
+
+class Strangers:
+    """How much of the machine went to processes that are not the bench's, since this object was made.
+
+    They share caches and cores with the proxies and make every request dearer, not only slower.
+    """
+
+    def __init__(self, own: tuple[Process, ...]) -> None:
+        self._own = own
+        self._start = self._read()
+
+    def share(self) -> float:
+        """0..1 of all cores."""
+        ours, busy, total = (now - then for now, then in zip(self._read(), self._start, strict=True))
+        return max(0.0, busy - ours) / total if total else 0.0
+
+    def _read(self) -> tuple[float, float, float]:
+        usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        ours = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+        return (ours + sum(process.cpu_seconds() for process in self._own), *machine_seconds())
 
 
 def workload_of_count(workload: Workload) -> Workload:

@@ -21,6 +21,13 @@ APPLICATION_PORT = 20003
 SINK_PORT = 20004
 
 
+def machine_seconds() -> tuple[float, float]:
+    """CPU seconds that this machine has spent busy and in all; stolen time is busy (proc(5), stat)."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    total = sum(fields) / _TICKS
+    return total - (fields[3] + fields[4]) / _TICKS, total
+
+
 class BenchError(Exception):
     """The bench cannot go on; the text says why and what to do."""
 

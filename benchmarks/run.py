@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.certificates import make_certificates
-from benchmarks.measure import Sample, run_contender
+from benchmarks.measure import Rig, Sample, run_contender
 from benchmarks.processes import (
     APPLICATION_PORT,
     SINK_PORT,
@@ -27,6 +27,8 @@ from benchmarks.report import machine_facts, rows, table, write_chart, write_jso
 from benchmarks.workloads import DEFAULT, WORKLOADS, Workload, make_files
 
 FOLDER = Path("build/bench")
+QUIET = 0.05
+"""Share of the machine that strangers may have before figures are doubted."""
 
 
 def main() -> int:
@@ -48,6 +50,8 @@ def main() -> int:
     print("\n" + "\n".join(f"{name}: {value}" for name, value in facts.items()))
     print(table(found))
     write_json(FOLDER / "results.json", facts, samples, found)
+    if warning := busy_warning(samples):
+        print(f"\n{warning}")
     print(f"\n{FOLDER}/results.json", end="")
     try:
         write_chart(FOLDER / "results.png", found)
@@ -128,21 +132,34 @@ def alternate(
     sink = [sys.executable, "-m", "benchmarks.sink", str(SINK_PORT)]
     samples: list[Sample] = []
     with ExitStack() as stack:
-        stack.enter_context(Process("nghttpd", application, FOLDER / "nghttpd.log"))
-        process = stack.enter_context(Process("trace sink", sink, FOLDER / "sink.log"))
-        wait_until(process, lambda: get(f"http://127.0.0.1:{SINK_PORT}/spans")[0] == 200)
+        server = stack.enter_context(Process("nghttpd", application, FOLDER / "nghttpd.log"))
+        collector = stack.enter_context(Process("trace sink", sink, FOLDER / "sink.log"))
+        rig = Rig(FOLDER, tools["h2load"], (server, collector))
+        wait_until(collector, lambda: get(f"http://127.0.0.1:{SINK_PORT}/spans")[0] == 200)
         for turn in range(1, alternations + 1):
             for contender in contenders:
-                for sample in run_contender(contender, workloads, FOLDER, tools["h2load"], turn):
+                for sample in run_contender(contender, workloads, rig, turn):
                     samples.append(sample)
                     print(progress(sample, turn, alternations), flush=True)
     return samples
+
+
+def busy_warning(samples: list[Sample]) -> str:
+    disturbed = [sample.foreign for sample in samples if sample.foreign > QUIET]
+    if not disturbed:
+        return ""
+    return (
+        f"WARNING: in {len(disturbed)} of {len(samples)} measurements other programs used up to "
+        f"{max(disturbed):.0%} of this machine. CPU a request rises with that, not alike for all "
+        "contenders: run again when it is quiet"
+    )
 
 
 def progress(sample: Sample, turn: int, alternations: int) -> str:
     each = " + ".join(f"{value:.1f}" for value in sample.cpu_us)
     failed = f", {sample.failed} FAILED" if sample.failed else ""
     missing = f", {sample.spans_missing} spans missing" if sample.spans_missing else ""
+    missing += f", {sample.foreign:.0%} of the machine to strangers" if sample.foreign > QUIET else ""
     return (
         f"{turn}/{alternations} {sample.contender:10} {sample.workload:14} {sum(sample.cpu_us):8.1f} µs "
         f"({each}), {sample.rate:.0f}/s, RSS {max(sample.rss_mb):.0f} MB{failed}{missing}"
