@@ -56,7 +56,7 @@ class ForwardProxy:
     def _tcp(self, chain: HttpChain, conn: Connection, head: RequestHead) -> None:
         chain.stats.detected["tcp"] = chain.stats.detected.get("tcp", 0) + 1
         codec = RawCodec(None)
-        session = self._proxy.accept(codec.stream, conn.peer.remote)
+        session = self._proxy.accept(codec.stream, conn.peer.remote, head.authority)
         conn.set_codec(codec)
 
         def found(routes: CompiledRoutes | str) -> None:

@@ -37,9 +37,10 @@ class TcpProxy:
         self._random = random
         self.sessions: set[TcpSession] = set()
 
-    def accept(self, stream: Stream, remote: tuple[str, int]) -> TcpSession:
-        """A session that handles `stream`; what comes waits until it is told where to connect."""
-        session = TcpSession(self, stream, remote)
+    def accept(self, stream: Stream, remote: tuple[str, int], authority: bytes = b"") -> TcpSession:
+        """A session that handles `stream`; what comes waits until it is told where to connect. `authority`
+        is what the client asked for, if it could."""
+        session = TcpSession(self, stream, remote, authority)
         stream.handler = session
         self.sessions.add(session)
         return session
@@ -54,10 +55,13 @@ class TcpSession:
     """Handler of the downstream stream. Bytes that come before the upstream is there wait in `early`; they
     are not consumed, so the stream's window bounds them."""
 
-    def __init__(self, proxy: TcpProxy, stream: Stream, remote: tuple[str, int]) -> None:
+    def __init__(
+        self, proxy: TcpProxy, stream: Stream, remote: tuple[str, int], authority: bytes = b""
+    ) -> None:
         self.proxy = proxy
         self.stream = stream
         self.remote = remote
+        self.authority = authority
         self.cluster_name = ""
         self.cluster: Cluster | None = None
         self.upstream: TcpUpstream | None = None
@@ -146,6 +150,15 @@ class TcpSession:
             self.stream.reset(ErrorCode.CONNECT_ERROR)
             self.finish(flag, text)
 
+    def abandon(self) -> None:
+        """The connection turned out to be another protocol's: nobody else is told, nothing is logged."""
+        if not self.done:
+            self.done = True
+            self.proxy.sessions.discard(self)
+            if self.upstream is not None:
+                self.upstream.cancel()
+                self.upstream.release(failed=False)
+
     def finish(self, flag: str, text: str) -> None:
         """Both directions have ended, or the session was cut. Logged once."""
         if self.done:
@@ -163,7 +176,7 @@ class TcpSession:
                     direction="outbound",
                     method=b"CONNECT",
                     path=b"",
-                    authority=self.cluster_name.encode(),
+                    authority=self.authority or self.cluster_name.encode(),
                     protocol="TCP",
                     status=0 if flag else 200,
                     grpc_status=None,
@@ -193,6 +206,8 @@ class TcpUpstream:
         self.endpoint = endpoint
         self.stream: Stream | None = None
         self.established = False
+        self._started = session.proxy.now()
+        self._connect_time: float | None = None
         self._released = False
         self._tunnel = session.proxy.config.tunneling and not endpoint.config.plaintext
 
@@ -214,6 +229,7 @@ class TcpUpstream:
 
     def _establish(self, stream: Stream) -> None:
         self.established = True
+        self._connect_time = self.session.proxy.now() - self._started
         self.session.on_established(stream)
 
     def on_connect_failure(self, reason: str, overflow: bool) -> None:
@@ -268,11 +284,13 @@ class TcpUpstream:
             self.endpoint.cancel(self)
 
     def release(self, failed: bool) -> None:
-        """Count it out of its cluster, once."""
+        """Count it out of its cluster, once. Once established it was a success whatever ended it: opaque
+        bytes have no errors that could be told from an ordinary end."""
         if not self._released:
             self._released = True
             assert self.session.cluster is not None
-            self.session.cluster.finish(self.endpoint, None, failed)
+            failed = failed and not self.established
+            self.session.cluster.finish(self.endpoint, self._connect_time, failed)
 
     def __repr__(self) -> str:
         return f"<TcpUpstream {self.endpoint.name} {'established' if self.established else 'connecting'}>"

@@ -106,7 +106,7 @@ class ClusterManager:
         name = f"{PASSTHROUGH}|{'h2' if http2 else 'h1'}|{address}"
         cluster = self._clusters.get(name)
         if cluster is None:
-            endpoints = (LocalityEndpoints("", "", "", 0, 1, (EndpointConfig(address),)),)
+            endpoints = (LocalityEndpoints("", "", "", 0, 1, (EndpointConfig(address, plaintext=True),)),)
             config = ClusterConfig(
                 name, endpoints=EndpointsConfig(name, endpoints), http2=Http2Options() if http2 else None
             )
