@@ -191,7 +191,9 @@ class Cluster:
         for name in dict.fromkeys(names):
             if is_name(name):
                 loop, random = self._context.loop, self._context.random
-                self._dns[name] = DnsRefresher(loop, name, config.dns_refresh_rate, random, changed)
+                self._dns[name] = DnsRefresher(
+                    loop, name, config.dns_refresh_rate, random, changed, config.dns_lookup_family
+                )
         for refresher in self._dns.values():
             refresher.start()
 

@@ -18,6 +18,8 @@ from sidecar.runtime.tasks import spawn
 
 _log = logging.getLogger(__name__)
 
+FAMILIES = {"AUTO": socket.AF_UNSPEC, "V4_ONLY": socket.AF_INET, "V6_ONLY": socket.AF_INET6}
+
 
 class DnsRefresher:
     """Calls `on_addresses` whenever the set of addresses has changed. A failure or an empty answer keeps the
@@ -30,13 +32,15 @@ class DnsRefresher:
         refresh_rate: float,
         random: Random,
         on_addresses: Callable[[str, tuple[str, ...]], None],
+        family: str = "AUTO",
     ) -> None:
-        """`refresh_rate` in seconds; `on_addresses` gets host and addresses, in the resolver's order."""
+        """`refresh_rate` in seconds; `family` as `ClusterConfig.dns_lookup_family`; `on_addresses` gets host and addresses, in the resolver's order."""
         self._loop = loop
         self.host = host
         self._refresh_rate = refresh_rate
         self._random = random
         self._on_addresses = on_addresses
+        self._family = FAMILIES[family]
         self._task: asyncio.Task[None] | None = None
         self.addresses: tuple[str, ...] = ()
         self.error = ""
@@ -59,7 +63,9 @@ class DnsRefresher:
     async def refresh(self) -> None:
         """Ask once."""
         try:
-            infos = await self._loop.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)
+            infos = await self._loop.getaddrinfo(
+                self.host, None, family=self._family, type=socket.SOCK_STREAM
+            )
         except OSError as error:
             self._failed(str(error))
             return

@@ -30,18 +30,22 @@ class Resolver(VirtualClock):
         super().__init__()
         self.answers = answers
         self.asked: list[str] = []
+        self.families: list[int] = []
 
-    async def getaddrinfo(self, host: str, port: object, *, type: int) -> list[Any]:
+    async def getaddrinfo(self, host: str, port: object, *, family: int, type: int) -> list[Any]:
         self.asked.append(host)
+        self.families.append(family)
         if host not in self.answers:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return [(socket.AF_INET, type, 6, "", (address, 0)) for address in self.answers[host]]
 
 
-def cluster(resolver: Resolver, discovery: Discovery, *hosts: str) -> Cluster:
+def cluster(resolver: Resolver, discovery: Discovery, *hosts: str, family: str = "AUTO") -> Cluster:
     members = tuple(EndpointConfig(SocketAddress(host, 80)) for host in hosts)
     endpoints = EndpointsConfig("c", (LocalityEndpoints("", "", "", 0, 1, members),))
-    config = ClusterConfig("c", discovery=discovery, endpoints=endpoints, dns_refresh_rate=0.001)
+    config = ClusterConfig(
+        "c", discovery=discovery, endpoints=endpoints, dns_refresh_rate=0.001, dns_lookup_family=family
+    )
     return Cluster(make_context(resolver, FakeNetwork(resolver)), config)
 
 
@@ -68,6 +72,23 @@ async def test_strict_dns_has_an_endpoint_for_each_address() -> None:
     assert addresses(made) == ["10.0.0.1", "10.0.0.2", "10.9.9.9"]
     assert set(resolver.asked) == {"users"}
     made.drain()
+
+
+@pytest.mark.parametrize(
+    ("configured", "asked_for"),
+    [("AUTO", socket.AF_UNSPEC), ("V4_ONLY", socket.AF_INET), ("V6_ONLY", socket.AF_INET6)],
+)
+def test_the_resolver_is_asked_for_the_configured_family(configured: str, asked_for: int) -> None:
+    @scenario
+    async def run() -> None:
+        resolver = Resolver(users=["10.0.0.1"])
+        made = cluster(resolver, Discovery.STRICT_DNS, "users", family=configured)
+        made.start()
+        await asked(resolver, 1)
+        assert set(resolver.families) == {asked_for}
+        made.drain()
+
+    run()
 
 
 @scenario
