@@ -220,6 +220,8 @@ class TcpUpstream:
     def on_stream(self, stream: Stream, peer: PeerInfo) -> None:
         self.stream = stream
         if self._tunnel:
+            # A shared connection's handshake says nothing about how fast the endpoint takes streams.
+            self._started = self.session.proxy.now()
             authority = self.session.proxy.config.tunneling_hostname or self.endpoint.config.tunnel_authority
             stream.send_request(
                 RequestHead(b"CONNECT", b"", (authority or str(self.endpoint.address)).encode(), b""), False
