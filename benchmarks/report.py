@@ -177,7 +177,7 @@ def write_chart(path: Path, found: Sequence[Row]) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("CPU of both proxies: µs a request (1 MB bodies: ms a megabyte); bars are medians")
     axes.margins(x=0.15)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(contenders), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
