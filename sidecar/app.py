@@ -19,6 +19,7 @@ from sidecar.admin import AdminServer
 from sidecar.admin_pages import AdminSources
 from sidecar.config.dependency_manager import DependencyManager
 from sidecar.config.resources import Bootstrap, ClusterConfig, Http2Options, ListenerConfig, SocketAddress
+from sidecar.http.buffer_budget import BufferBudget
 from sidecar.identity.ca_client import CaClient
 from sidecar.identity.certificate_provider import CertificateProvider
 from sidecar.identity.tls_contexts import TlsConfigError, TlsContexts
@@ -119,6 +120,7 @@ class Sidecar:
             time.perf_counter,
             random,
             self._local_identity,
+            BufferBudget(),
         )
         self.listeners = ListenerManager(factory, self.tls, self.metrics)
         self._discovered: Mapping[str, ListenerConfig] = {}

@@ -71,7 +71,6 @@ class Attempt:
     # --- from upstream ---------------------------------------------------------------------------
 
     def on_response(self, head: ResponseHead, end_stream: bool) -> None:
-        self.status = head.status
         self.router.on_response(self, head, end_stream)
 
     def on_informational(self, head: ResponseHead) -> None:

@@ -1,6 +1,6 @@
 """What the exchanges of one HTTP connection manager share, and what they know of their connection.
 
-Made by `server/snapshot.py` for each listener and by `server/connection_manager.py` for each connection.
+Made by `server/chain_factory.py` for each listener and by `server/chain.py` for each connection.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from sidecar.config.matcher import CompiledRoutes
 from sidecar.config.resources import HttpConnectionManagerConfig
+from sidecar.http.buffer_budget import BufferBudget
 from sidecar.protocol.events import Field, RequestHead
 from sidecar.telemetry.access_log import AccessLog
 from sidecar.telemetry.metrics import Metrics, RouteStats
@@ -60,6 +61,7 @@ class HttpContext:
     now: Callable[[], float]
     """Monotonic seconds with full resolution (an event loop's own time is cached)."""
     random: Random
+    budget: BufferBudget
     direction: str = field(init=False)
 
     def __post_init__(self) -> None:

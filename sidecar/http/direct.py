@@ -38,7 +38,9 @@ def direct_reply(head: RequestHead, route: CompiledRoute | None, routes: Compile
 def redirect_location(head: RequestHead, redirect: Redirect, prefix: str | None) -> bytes:
     """The Location value (Envoy `RedirectAction`; GEP-713 defaults for scheme and port)."""
     scheme = redirect.scheme or head.scheme.decode("latin-1")
-    host, _, port = head.authority.decode("latin-1").partition(":")
+    host, _, port = head.authority.decode("latin-1").rpartition(":")
+    if not port.isdigit():  # there is none; an IPv6 address ends in a bracket
+        host, port = head.authority.decode("latin-1"), ""
     host = redirect.host or host
     if redirect.port:
         port = str(redirect.port)

@@ -41,12 +41,6 @@ def apply_operations(fields: tuple[Field, ...], operations: Iterable[HeaderOpera
     return tuple(out)
 
 
-def touched(fresh: tuple[Field, ...], operations: Iterable[HeaderOperation]) -> bool:
-    """True when an operation depends on or removes a field that is among the fresh ones."""
-    names = {name for name, _ in fresh}
-    return any(op.name in names for op in operations)
-
-
 def rewrite_request(
     head: RequestHead,
     operations: tuple[HeaderOperation, ...],
@@ -54,9 +48,13 @@ def rewrite_request(
     authority: bytes,
     added: tuple[Field, ...],
     keep_client_cert: bool,
+    drop: bytes = b"",
 ) -> RequestHead:
-    """The stable part of the head to send upstream: fresh fields are left out, for `with_fresh`."""
+    """The stable part of the head to send upstream: fresh fields are left out, for `with_fresh`. `drop`
+    names one more field that does not travel on."""
     fields = strip(head.fields, keep_client_cert)
+    if drop:
+        fields = tuple([f for f in fields if f[0] != drop])
     if operations:
         fields = apply_operations(fields, operations)
     return RequestHead(

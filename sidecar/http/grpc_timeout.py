@@ -1,8 +1,7 @@
-"""Deadlines: the route's time-out and the `grpc-timeout` field (gRPC over HTTP/2, "Timeout")."""
+"""The `grpc-timeout` field: a caller's deadline (gRPC over HTTP/2, "Timeout"). Called by the router."""
 
 from __future__ import annotations
 
-from sidecar.config.matcher import CompiledRoute
 from sidecar.protocol.events import RequestHead
 
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
@@ -25,16 +24,12 @@ def format_grpc_timeout(seconds: float) -> bytes:
     return b"%dH" % min(int(seconds / 3600.0), 99_999_999)
 
 
-def route_timeout(route: CompiledRoute, head: RequestHead) -> float:
-    """Seconds that the whole request may take; 0.0: no limit. With `grpc_timeout_max` set the caller's
-    `grpc-timeout` takes the place of the route's, up to that maximum (Envoy `grpc_timeout_header_max`)."""
-    action = route.action
-    assert action is not None
-    limit = action.grpc_timeout_max
-    if limit is None:
-        return action.timeout
+def grpc_deadline(limit: float, head: RequestHead) -> float | None:
+    """Seconds that the caller of a gRPC method allows, at most `limit` when that is not 0.0 (Envoy
+    `grpc_timeout_header_max`). None: the caller did not say, or nothing that can be read."""
     value = head.get(b"grpc-timeout")
     asked = parse_grpc_timeout(value) if value is not None else None
-    if asked is None:
-        return action.timeout
-    return min(asked, limit) if limit else asked
+    if asked is None or not limit:
+        return asked
+    # "0n" means no deadline to Envoy; it is not valid gRPC.
+    return min(asked, limit) if asked else limit

@@ -1,7 +1,7 @@
 """Answers that the sidecar makes itself, in the dialect of the request: plain HTTP, or a gRPC status.
 
 Called by the exchange and the router. Every reply says what happened, to what, and what to do; the same
-text goes to the access log. Never used once a response has been started.
+text goes to the access log. Once a response has been started only `grpc_trailers` is of use.
 """
 
 from __future__ import annotations
@@ -61,16 +61,19 @@ def grpc_status_of(reply: LocalReply) -> int:
     return _GRPC_STATUS.get(reply.status, GRPC_UNKNOWN) if reply.grpc_status is None else reply.grpc_status
 
 
+def grpc_trailers(reply: LocalReply) -> tuple[Field, ...]:
+    """Status and message of a gRPC call that ends here, for trailers or a trailers-only response."""
+    message = quote(reply.text, safe=" !#$&'()*+,/:;=?@[]~\"<>^`{|}\\").encode()
+    return (b"grpc-status", b"%d" % grpc_status_of(reply)), (b"grpc-message", message)
+
+
 def render(reply: LocalReply, grpc: bool) -> tuple[ResponseHead, bytes]:
     """Head and body. For gRPC a trailers-only response: 200, status and message in the head, no body."""
     if grpc:
-        message = quote(reply.text, safe=" !#$&'()*+,/:;=?@[]~\"<>^`{|}\\").encode()
-        fields = (
-            (b"content-type", b"application/grpc"),
-            (b"grpc-status", str(grpc_status_of(reply)).encode()),
-            (b"grpc-message", message),
-        )
+        fields = ((b"content-type", b"application/grpc"), *grpc_trailers(reply))
         return ResponseHead(200, (*fields, *reply.fields)), b""
+    if reply.status in (204, 304):  # RFC 9110 section 6.4.1: these have no content
+        return ResponseHead(reply.status, reply.fields), b""
     body = reply.text.encode() + b"\n" if reply.body is None else reply.body
     described = (
         (b"content-type", b"text/plain; charset=utf-8"),

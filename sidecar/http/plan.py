@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from sidecar.config.matcher import CompiledRoute, CompiledRoutes
 from sidecar.config.resources import HeaderOperation, WeightedCluster
 from sidecar.http.context import Downstream, HttpContext
-from sidecar.http.forwarding import rewrite_request
+from sidecar.http.forwarding import XFCC, rewrite_request
 from sidecar.http.local_reply import is_grpc
-from sidecar.protocol.events import RequestHead
+from sidecar.protocol.events import Field, RequestHead
 from sidecar.telemetry.metrics import RouteStats
 from sidecar.upstream.cluster_manager import PASSTHROUGH
 
@@ -39,7 +39,9 @@ class Plan:
     tunnel: bool
     """A CONNECT that becomes a TCP connection here."""
     merge_fresh: bool
-    """A header operation touches a fresh field, so the head is built anew for each request."""
+    """Made for one request, whose fresh fields matter: they are in the targets' heads already."""
+    sensitive: frozenset[bytes]
+    """Names of fields that decide about this plan: among the fresh ones they make it wrong."""
 
 
 def is_grpc_request(head: RequestHead) -> bool:
@@ -47,31 +49,53 @@ def is_grpc_request(head: RequestHead) -> bool:
     return head.method == b"POST" and is_grpc(head.get(b"content-type"))
 
 
-def make_plan(context: HttpContext, downstream: Downstream, head: RequestHead, route: CompiledRoute) -> Plan:
-    """Everything about forwarding `head` by `route` that does not depend on its fresh fields."""
+def make_plan(
+    context: HttpContext, downstream: Downstream, head: RequestHead, route: CompiledRoute, merge_fresh: bool
+) -> Plan:
+    """Everything about forwarding `head` by `route`; with `merge_fresh` its fresh fields are part of it,
+    otherwise nothing depends on them."""
     action = route.action
     assert action is not None
-    operations = {op.name for op in route.request_headers}
-    for cluster in action.clusters:
-        operations.update(op.name for op in cluster.request_headers)
-    merge = any(name in operations for name, _ in head.fresh)
-    if merge:
-        head = RequestHead(
-            head.method, head.scheme, head.authority, head.path, head.fields + head.fresh, (), head.protocol
-        )
-    targets = tuple(_target(context, downstream, head, route, c) for c in action.clusters)
+    if merge_fresh:
+        fields = head.fields + head.fresh
+        head = RequestHead(head.method, head.scheme, head.authority, head.path, fields, (), head.protocol)
+    grpc = head.method == b"POST" and is_grpc(_first(head.fields, b"content-type"))
+    # Gateway API and Envoy both send nothing to a weight of 0.
+    clusters = [c for c in action.clusters if c.weight > 0] or action.clusters
+    drop = b"grpc-timeout" if grpc and action.grpc_timeout_max is not None else b""
+    targets = tuple(_target(context, downstream, head, route, c, drop) for c in clusters)
     return Plan(
         route=route,
         targets=targets,
-        total_weight=sum(c.weight for c in action.clusters),
-        grpc=is_grpc_request(head),
+        total_weight=sum(c.weight for c in clusters),
+        grpc=grpc,
         tunnel=route.config.match.connect and not head.protocol,
-        merge_fresh=merge,
+        merge_fresh=merge_fresh,
+        sensitive=_sensitive(downstream, route),
     )
 
 
+def _sensitive(downstream: Downstream, route: CompiledRoute) -> frozenset[bytes]:
+    assert route.action is not None
+    names = {b"content-type", *(op.name for op in route.request_headers)}
+    for cluster in route.action.clusters:
+        names.update(op.name for op in cluster.request_headers)
+    if downstream.client_cert and downstream.keep_client_cert:
+        names.add(XFCC)  # ours comes after the caller's
+    return frozenset(names)
+
+
+def _first(fields: tuple[Field, ...], name: bytes) -> bytes | None:
+    return next((value for known, value in fields if known == name), None)
+
+
 def _target(
-    context: HttpContext, downstream: Downstream, head: RequestHead, route: CompiledRoute, to: WeightedCluster
+    context: HttpContext,
+    downstream: Downstream,
+    head: RequestHead,
+    route: CompiledRoute,
+    to: WeightedCluster,
+    drop: bytes,
 ) -> Target:
     upstream = rewrite_request(
         head,
@@ -80,6 +104,7 @@ def _target(
         route.host_rewrite or head.authority,
         downstream.client_cert,
         downstream.keep_client_cert,
+        drop,
     )
     # Destinations outside the mesh are named by the wire: in metrics they are one.
     label = PASSTHROUGH if to.name.startswith(PASSTHROUGH + "|") else to.name
@@ -113,14 +138,15 @@ def plan_for(
         head.memo["plans"] = memo
     plans: dict[CompiledRoute | None, Plan] = memo[1]
     plan = plans.get(None)
-    if plan is not None:
-        return plan
-    route = routes.match(head, context.random)
-    if route is None or route.action is None:
-        return route
-    plan = plans.get(route)
-    if plan is None or plan.merge_fresh:
-        plan = make_plan(context, downstream, head, route)
-        if not plan.merge_fresh:
+    if plan is None:
+        route = routes.match(head, context.random)
+        if route is None or route.action is None:
+            return route
+        plan = plans.get(route)
+        if plan is None:
+            plan = make_plan(context, downstream, head, route, False)
             plans[None if route.is_static else route] = plan
+    for name, _ in head.fresh:
+        if name in plan.sensitive:
+            return make_plan(context, downstream, head, plan.route, True)
     return plan

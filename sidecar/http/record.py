@@ -35,6 +35,9 @@ _ERROR_TYPES = {
     "NC": "no_cluster",
     "DC": "downstream_left",
     "DT": "drained",
+    "OM": "overload",
+    "UPE": "upstream_protocol",
+    "DPE": "downstream_protocol",
 }
 
 
@@ -47,7 +50,7 @@ def record_exchange(exchange: Exchange) -> None:
     if target is not None:
         stats = target.stats
     else:
-        stats = stats_for(context, exchange.downstream, "unknown", "unknown")
+        stats = stats_for(context, exchange.downstream, router.route_name, "unknown")
     stats.record(exchange.status, exchange.grpc_status, duration)
     stats.request_bytes += exchange.bytes_in
     stats.response_bytes += exchange.bytes_out
@@ -59,10 +62,7 @@ def record_exchange(exchange: Exchange) -> None:
 
 def _route_and_cluster(exchange: Exchange) -> tuple[str, str]:
     router = exchange.router
-    return (
-        router.plan.route.name if router.plan is not None else "unknown",
-        router.target.cluster if router.target is not None else "unknown",
-    )
+    return router.route_name, router.target.cluster if router.target is not None else "unknown"
 
 
 def _access_record(exchange: Exchange, duration: float) -> AccessRecord:
@@ -109,7 +109,7 @@ def _add_spans(exchange: Exchange) -> None:
             trace.span_id,
             trace.parent_id,
             KIND_SERVER,
-            span_name(head.method, head.path, grpc, route if exchange.router.plan is not None else ""),
+            span_name(head.method, head.path, grpc, route if route != "unknown" else ""),
             exchange.start_ns,
             exchange.context.tracer.now_ns(),
             request_attributes(

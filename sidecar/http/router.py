@@ -6,6 +6,13 @@ time-out, the per-try time-out and the retry back-off. It never answers by itsel
 Body bytes. Until an attempt has a stream, and while the request may have to be sent again, the body is kept
 (at most `KEPT_BODY_LIMIT`, after which the request can no longer be retried). Credit goes back to the
 downstream once for each byte, when the first attempt to get that far has accepted it.
+
+Time. The route's time-out and the per-try time-out begin when the request has come in whole, as Envoy's do:
+a stream that the client keeps open has no end that could be late. What a gRPC client allows counts from the
+arrival of the head.
+
+Callbacks may come from inside a call: `acquire` may answer at once, and a `send` may find the stream dead.
+An attempt that has `ended` is therefore left alone wherever such a call has been made.
 """
 
 from __future__ import annotations
@@ -17,7 +24,7 @@ from sidecar.config.matcher import CompiledRoutes
 from sidecar.http.attempt import Attempt
 from sidecar.http.direct import direct_reply
 from sidecar.http.forwarding import rewrite_response, strip
-from sidecar.http.grpc_timeout import format_grpc_timeout, route_timeout
+from sidecar.http.grpc_timeout import format_grpc_timeout, grpc_deadline
 from sidecar.http.local_reply import LocalReply
 from sidecar.http.plan import Plan, Target, is_grpc_request, plan_for
 from sidecar.http.retry import Failure, classify, retries_failure, retries_grpc_status, retries_status
@@ -50,8 +57,10 @@ class RouterRequest:
         "response_started",
         "retries",
         "retrying",
+        "route_name",
         "stop_waiting",
         "target",
+        "timeout",
         "timer",
         "trailers",
     )
@@ -74,7 +83,11 @@ class RouterRequest:
         self.trailers: tuple[Field, ...] | None = None
         self.consumed = 0
         self.response_started = False
+        self.route_name = "unknown"
+        self.timeout = 0.0
+        """Seconds that the route allows, 0.0 without a limit."""
         self.deadline = 0.0
+        """When a gRPC caller's own limit is over, 0.0 without one."""
         self.timer: TimerHandle | None = None
         self.stop_waiting: Callable[[], None] | None = None
 
@@ -90,7 +103,10 @@ class RouterRequest:
         source = exchange.context.routes
         routes = source.current(exchange.head)
         if routes is None:
-            self.stop_waiting = source.wait(exchange.head, self._on_routes)
+            stop = source.wait(exchange.head, self._on_routes)
+            # The answer may have come at once, and what is waited for now be something else.
+            if self.plan is None and not exchange.done:
+                self.stop_waiting = stop
         else:
             self._route(routes)
 
@@ -106,9 +122,12 @@ class RouterRequest:
         context = exchange.context
         plan = plan_for(context, exchange.downstream, exchange.head, routes)
         if not isinstance(plan, Plan):
+            if plan is not None:
+                self.route_name = plan.name
             exchange.reply(direct_reply(exchange.head, plan, routes))
             return
         self.plan = plan
+        self.route_name = plan.route.name
         target = plan.targets[0] if len(plan.targets) == 1 else self._pick_target(plan)
         self.target = target
         cluster = context.clusters.get(target.cluster)
@@ -117,12 +136,22 @@ class RouterRequest:
             exchange.reply(LocalReply(503, "NC", text))
             return
         self.cluster = cluster
-        cluster.retry_budget.on_request(context.now())
-        timeout = route_timeout(plan.route, exchange.head)
-        if timeout:
-            self.deadline = exchange.started + timeout
-            self.timer = context.clock.call_later(timeout, self._on_timeout, timeout)
+        now = context.now()
+        cluster.retry_budget.on_request(now)
+        action = plan.route.action
+        assert action is not None
+        self.timeout = action.timeout
+        if plan.grpc and action.grpc_timeout_max is not None:
+            asked = grpc_deadline(action.grpc_timeout_max, exchange.head)
+            if asked is not None:
+                self.timeout = asked
+                self.deadline = exchange.started + asked if asked else 0.0
+        if self.timeout and (self.deadline or self.body_ended):
+            self._arm_timeout(exchange.started + self.timeout - now)
         self._try("")
+
+    def _arm_timeout(self, delay: float) -> None:
+        self.timer = self.exchange.context.clock.call_later(max(delay, 0.0), self._on_timeout, self.timeout)
 
     def _pick_target(self, plan: Plan) -> Target:
         point = self.exchange.context.random.random() * plan.total_weight
@@ -134,11 +163,12 @@ class RouterRequest:
 
     # --- attempts --------------------------------------------------------------------------------
 
-    def _try(self, reason: str) -> None:
+    def _try(self, reason: str, endpoint: Endpoint | None = None) -> None:
         self.stop_waiting = None
         cluster = self.cluster
         assert cluster is not None
-        endpoint = cluster.pick([a.endpoint for a in self.attempts] if self.attempts else ())
+        if endpoint is None:
+            endpoint = cluster.pick([a.endpoint for a in self.attempts] if self.attempts else ())
         if endpoint is None:
             text = f"no endpoint of cluster {cluster.name} can take requests: {cluster.why_none()}"
             self._unavailable(LocalReply(503, "UH", text))
@@ -160,14 +190,17 @@ class RouterRequest:
             attempt.span_id = exchange.trace.new_span_id()
             attempt.start_ns = exchange.context.tracer.now_ns()
         policy = plan.route.retry_policy
-        if policy is not None and policy.per_try_timeout:
-            attempt.timer = exchange.context.clock.call_later(
-                policy.per_try_timeout, self._on_try_timeout, attempt, policy.per_try_timeout
-            )
+        if policy is not None and policy.per_try_timeout and self.body_ended:
+            self._arm_try_timeout(attempt, policy.per_try_timeout)
         if plan.tunnel:
             attempt.endpoint.acquire_tcp(attempt)
         else:
             attempt.endpoint.acquire(attempt)
+
+    def _arm_try_timeout(self, attempt: Attempt, seconds: float) -> None:
+        attempt.timer = self.exchange.context.clock.call_later(
+            seconds, self._on_try_timeout, attempt, seconds
+        )
 
     def on_stream(self, attempt: Attempt, stream: Stream) -> None:
         """The attempt has a stream on a ready connection: send what there is of the request."""
@@ -182,16 +215,24 @@ class RouterRequest:
             stream.send_request(
                 self._upstream_head(attempt), self.body_ended and not kept and self.trailers is None
             )
-        if not kept and self.trailers is None:
-            return
+        if kept or self.trailers is not None:
+            self._send_kept(attempt, stream, kept)
+
+    def _send_kept(self, attempt: Attempt, stream: Stream, kept: list[bytes]) -> None:
+        trailers = self.trailers
         last = len(kept) - 1
         for i, data in enumerate(kept):
-            ends = i == last and self.body_ended and self.trailers is None
+            if attempt.ended:
+                return
+            ends = i == last and self.body_ended and trailers is None
             self.on_request_sent(attempt, stream.send_data(data, ends))
-        if self.trailers is not None:
-            stream.send_trailers(self.trailers)
-        if not self._may_resend():
+        if attempt.ended:
+            return
+        if trailers is not None:
+            stream.send_trailers(trailers)
+        if not self._may_resend() or self.kept_size > KEPT_BODY_LIMIT:
             self._forget_body()
+        self.exchange.count_held()
 
     def _upstream_head(self, attempt: Attempt) -> RequestHead:
         exchange = self.exchange
@@ -217,12 +258,12 @@ class RouterRequest:
     def _forget_body(self) -> None:
         if self.kept:
             self.kept = []
+            self.kept_size = 0
             self.intact = False
 
     # --- request body ----------------------------------------------------------------------------
 
     def on_request_data(self, data: bytes, end_stream: bool) -> None:
-        self.body_ended = end_stream
         attempt = self.attempt
         stream = attempt.stream if attempt is not None else None
         if stream is None or (self.intact and self._may_resend()):
@@ -232,16 +273,30 @@ class RouterRequest:
                 self._forget_body()
         elif data:
             self.intact = False
+        if end_stream:
+            self._on_request_end()
         if stream is not None:
             assert attempt is not None
             self.on_request_sent(attempt, stream.send_data(data, end_stream))
 
     def on_request_trailers(self, fields: tuple[Field, ...]) -> None:
-        self.body_ended = True
         self.trailers = fields
+        self._on_request_end()
         attempt = self.attempt
         if attempt is not None and attempt.stream is not None:
             attempt.stream.send_trailers(fields)
+
+    def _on_request_end(self) -> None:
+        self.body_ended = True
+        plan = self.plan
+        if plan is None or self.response_started:
+            return
+        if self.timeout and self.timer is None:
+            self._arm_timeout(self.timeout)
+        policy = plan.route.retry_policy
+        attempt = self.attempt
+        if policy is not None and policy.per_try_timeout and attempt is not None and not attempt.ended:
+            self._arm_try_timeout(attempt, policy.per_try_timeout)
 
     def on_request_sent(self, attempt: Attempt, n: int) -> None:
         """`n` more body bytes were accepted by the attempt's connection."""
@@ -249,11 +304,15 @@ class RouterRequest:
         ahead = attempt.accepted - self.consumed
         if ahead > 0:
             self.consumed += ahead
-            self.exchange.stream.consume(ahead)
+            exchange = self.exchange
+            exchange.stream.consume(ahead)
+            if exchange.held:
+                exchange.count_held()
 
     # --- response --------------------------------------------------------------------------------
 
     def on_response(self, attempt: Attempt, head: ResponseHead, end_stream: bool) -> None:
+        attempt.status = head.status
         attempt.latency = self.exchange.context.now() - attempt.started
         plan = self.plan
         target = self.target
@@ -271,6 +330,8 @@ class RouterRequest:
             attempt.timer.cancel()
         if end_stream:
             self._response_complete(attempt, grpc_status)
+        elif self._opens_tunnel(attempt):
+            self._cancel_timers()  # they were for the answer; a tunnel lasts
         self.exchange.send_response(rewrite_response(head, target.response_operations), end_stream)
 
     def on_response_data(self, attempt: Attempt, data: bytes, end_stream: bool) -> int:
@@ -292,15 +353,23 @@ class RouterRequest:
         if attempt is not None and attempt.stream is not None:
             attempt.stream.consume(n)
 
+    def _opens_tunnel(self, attempt: Attempt) -> bool:
+        return self.exchange.head.method == b"CONNECT" and 200 <= attempt.status < 300
+
     def _response_complete(self, attempt: Attempt, grpc_status: int | None) -> None:
         self.exchange.grpc_status = grpc_status
-        if self.exchange.head.method == b"CONNECT" and not self.body_ended:
-            return  # the other half of the tunnel is still open
-        stream = attempt.stream
+        if not self.body_ended and self._opens_tunnel(attempt):
+            return  # the other half of the tunnel is still open; `finish` follows
+        self._drop_upload(attempt)
         self._end_attempt(attempt, attempt.status >= 500 or grpc_status == 14)
-        if stream is not None and not self.body_ended:
-            stream.reset(ErrorCode.NO_ERROR)
         self._cancel_timers()
+
+    def _drop_upload(self, attempt: Attempt) -> None:
+        """The response is complete or not wanted: what is left of the request need not go."""
+        stream = attempt.stream
+        if stream is not None and (not self.body_ended or attempt.accepted < self.exchange.bytes_in):
+            attempt.stream = None
+            stream.reset(ErrorCode.NO_ERROR)
 
     def _end_attempt(self, attempt: Attempt, failed: bool) -> None:
         """Count it out of its cluster, once."""
@@ -326,6 +395,8 @@ class RouterRequest:
     # --- failure ---------------------------------------------------------------------------------
 
     def on_connect_failure(self, attempt: Attempt, reason: str, overflow: bool) -> None:
+        if attempt.ended:
+            return
         attempt.outcome = reason
         self._end_attempt(attempt, not overflow)
         if overflow:
@@ -334,6 +405,10 @@ class RouterRequest:
             self._failed(Failure.CONNECT, "UF", reason)
 
     def on_upstream_reset(self, attempt: Attempt, reset: Reset) -> None:
+        if attempt.ended:
+            return  # its response was complete before the last of the request had left
+        assert self.cluster is not None
+        self.cluster.stats.resets += 1
         where = f"{attempt.endpoint.name} ({attempt.endpoint.address})"
         text = f"upstream {where} ended the stream: {reset.reason}"
         attempt.outcome = reset.reason
@@ -351,6 +426,8 @@ class RouterRequest:
         text = f"no response from {where} within {seconds:g} s (per-try timeout)"
         attempt.cancel(text)
         self._end_attempt(attempt, True)
+        assert self.cluster is not None
+        self.cluster.stats.timeouts += 1
         self._failed(Failure.PER_TRY_TIMEOUT, "UT", text)
 
     def _on_timeout(self, seconds: float) -> None:
@@ -358,9 +435,14 @@ class RouterRequest:
         where = f" from {attempt.endpoint.name} ({attempt.endpoint.address})" if attempt is not None else ""
         what = "the response did not end" if self.response_started else f"no response{where}"
         text = f"{what} within {seconds:g} s (timeout of route {self.plan.route.name if self.plan else ''})"
+        assert self.target is not None
+        assert self.cluster is not None
+        self.target.stats.timeouts += 1
+        self.cluster.stats.timeouts += 1
+        if attempt is not None and not attempt.ended and not self.response_started:
+            attempt.cancel(text)
+            self._end_attempt(attempt, True)
         self.cancel(text)
-        if self.target is not None:
-            self.target.stats.timeouts += 1
         self.exchange.reply(LocalReply(504, "UT", text))
 
     def _retry_response(
@@ -379,11 +461,12 @@ class RouterRequest:
             reason = f"status {status}"
         if not wanted or not self._can_retry():
             return False
-        stream = attempt.stream
         attempt.outcome = reason
+        if end_stream:
+            self._drop_upload(attempt)
+        elif attempt.stream is not None:
+            attempt.stream.reset(ErrorCode.CANCEL)
         self._end_attempt(attempt, True)
-        if stream is not None and not end_stream:
-            stream.reset(ErrorCode.CANCEL)
         self._retry(reason)
         return True
 
@@ -409,7 +492,7 @@ class RouterRequest:
             tried = "; ".join(f"{a.endpoint.name}: {a.outcome}" for a in self.attempts)
             text = f"{text} (after {len(self.attempts)} attempts: {tried})"
             flag = f"{flag},URX"
-        elif policy is not None and not wanted:
+        elif policy is not None and not wanted and failure in (Failure.RESET, Failure.PER_TRY_TIMEOUT):
             text = f"{text}; not sent again: {method.decode('latin-1')} may have been processed"
         reply = LocalReply(504 if failure is Failure.PER_TRY_TIMEOUT else 503, flag, text)
         if failure in (Failure.CONNECT, Failure.REFUSED, Failure.NOT_SENT):
@@ -430,10 +513,10 @@ class RouterRequest:
         self.attempt = None
         endpoint = self.cluster.pick([a.endpoint for a in self.attempts])
         if endpoint is not None and all(a.endpoint is not endpoint for a in self.attempts):
-            self._try(reason)
+            self._try(reason, endpoint)
             return
         context = self.exchange.context
-        ceiling = min(policy.back_off_base * 2 ** (self.retries - 1), policy.back_off_max)
+        ceiling = min(policy.back_off_base * 2.0 ** min(self.retries - 1, 60), policy.back_off_max)
         handle = context.clock.call_later(context.random.random() * ceiling, self._try, reason)
         self.stop_waiting = handle.cancel
 
@@ -470,6 +553,12 @@ class RouterRequest:
             attempt.cancel(why)
             self._end_attempt(attempt, False)
 
+    def finish(self) -> None:
+        """The exchange is over. Only a tunnel, both of whose directions have ended, still has an attempt."""
+        attempt = self.attempt
+        if attempt is not None and not attempt.ended:
+            self._end_attempt(attempt, False)
+
     def _cancel_timers(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
@@ -485,4 +574,4 @@ class RouterRequest:
 
 
 def _grpc_status(value: bytes | None) -> int | None:
-    return int(value) if value is not None and value.isdigit() else None
+    return int(value) if value is not None and value.isdigit() and len(value) < 5 else None

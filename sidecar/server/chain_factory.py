@@ -17,6 +17,7 @@ from sidecar.config.resources import (
     TcpProxyConfig,
     TracingConfig,
 )
+from sidecar.http.buffer_budget import BufferBudget
 from sidecar.http.context import Clock, HttpContext, RouteSource
 from sidecar.server.chain import Chain, HttpChain, MakeH2, TcpChain
 from sidecar.server.forward_proxy import ForwardProxy
@@ -43,6 +44,7 @@ class ChainFactory:
         now: Callable[[], float],
         random: Random,
         local_identity: Callable[[], str],
+        budget: BufferBudget,
     ) -> None:
         self._clusters = clusters
         self._dependencies = dependencies
@@ -54,6 +56,7 @@ class ChainFactory:
         self._now = now
         self._random = random
         self._local_identity = local_identity
+        self._budget = budget
 
     def __call__(self, config: ListenerConfig) -> Chain:
         network = config.filter_chains[0].network
@@ -75,6 +78,7 @@ class ChainFactory:
             clock=self._clock,
             now=self._now,
             random=self._random,
+            budget=self._budget,
         )
         tunnel = None
         if http.on_demand:

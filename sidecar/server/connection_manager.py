@@ -33,6 +33,7 @@ class ConnectionManager:
         self.connection = connection
         self.downstream = downstream
         self.stats = stats
+        self._budget = context.budget
         self._on_closed = on_closed
         self._on_tunnel = on_tunnel
         self.exchanges: set[Exchange] = set()
@@ -57,7 +58,10 @@ class ConnectionManager:
         exchange = Exchange(self.context, self.downstream, stream, head, self._on_exchange_done)
         stream.handler = exchange
         self.exchanges.add(exchange)
-        exchange.start(end_stream)
+        if self._budget.exceeded:
+            exchange.shed()
+        else:
+            exchange.start(end_stream)
 
     def on_ready(self) -> None:
         """Nothing to do: a server may answer before the client's SETTINGS."""
