@@ -8,11 +8,16 @@ from __future__ import annotations
 from sidecar.protocol import h2_frames as frames
 from sidecar.protocol.events import ConnectionHandler, ErrorCode, RequestHead, Reset, StreamHandler
 from sidecar.protocol.h2_sender import ConnectionFailure, H2Options, H2Sender
-from sidecar.protocol.h2_stream import DONE, HEAD, H2Stream
+from sidecar.protocol.h2_stream import DONE, HEAD, SENT_CREDIT, H2Stream
 
 _MAX_DEBT = 1000
 _RESET_COST = 2
 _SETTINGS_COST = 4
+_WINDOWS_MOVED = 32
+"""Streams whose windows one unit of debt moves."""
+_TINY_WINDOW = 64
+"""Octets below which an increment that body bytes wait for is an attack, not a reader (RFC 9293 section
+3.8.6.2: silly windows): the DATA frame that it draws costs more than it carries."""
 _MAX_CLOSED = 1024
 _MAX_DEBUG = 256
 
@@ -164,7 +169,8 @@ class H2Control(H2Sender):
             self.peer_window += increment
             if self.peer_window > frames.MAX_WINDOW:
                 raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, "connection's window above 2^31-1")
-            self.pump()
+            if self.ready:
+                self._pump_into(increment)
             return
         stream = self.streams.get(stream_id)
         if stream is None:
@@ -177,7 +183,13 @@ class H2Control(H2Sender):
             stream.send_window += increment
             if stream.has_sendable():
                 self.make_ready(stream)
-                self.pump()
+                self._pump_into(increment)
+
+    def _pump_into(self, increment: int) -> None:
+        """Bytes have waited for this increment of a window."""
+        if increment < _TINY_WINDOW:
+            self.incur(SENT_CREDIT, "tiny windows")
+        self.pump()
 
     def _on_rst_stream(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -250,7 +262,9 @@ class H2Control(H2Sender):
         elif key == frames.SETTINGS_MAX_CONCURRENT_STREAMS:
             self._peer_max_streams = value
         elif key == frames.SETTINGS_INITIAL_WINDOW_SIZE:
-            self.apply_initial_window(value)
+            if value != self.peer_initial_window:
+                self.incur(len(self.streams) // _WINDOWS_MOVED, "changes of SETTINGS_INITIAL_WINDOW_SIZE")
+                self.apply_initial_window(value)
         elif key == frames.SETTINGS_MAX_FRAME_SIZE:
             if not frames.DEFAULT_FRAME_SIZE <= value <= frames.MAX_FRAME_SIZE:
                 raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, f"SETTINGS_MAX_FRAME_SIZE of {value}")
@@ -350,7 +364,10 @@ class H2Control(H2Sender):
         self.released(stream)
 
     def stream_error(self, stream: H2Stream, code: ErrorCode, text: str) -> None:
-        """Section 5.4.2: reset the stream and tell its handler."""
+        """Section 5.4.2: reset the stream and tell its handler. Clients that provoke resets (CVE-2025-8671)
+        run into debt like those that send them."""
+        if not self.client:
+            self.incur(_RESET_COST, f"stream errors, the last: {text}")
         self.remember_closed(stream.id, False)
         self.write_control(frames.rst_stream(stream.id, code))
         self._end_stream(stream, Reset(code, text, remote=False))

@@ -145,6 +145,67 @@ def test_refused_streams_without_end() -> None:
     assert connection_error(connection, octets) == CALM
 
 
+@pytest.mark.parametrize(
+    "provoke",
+    [f.window_update(1, 0), f.window_update(1, 2**31 - 1), f.data(1, b"x"), f.headers(1, f.GET, True)],
+    ids=["window update of 0", "window overflow", "DATA after the end", "HEADERS after the end"],
+)
+def test_resets_that_the_client_provokes_count_as_its_own(provoke: bytes) -> None:
+    """CVE-2025-8671."""
+    connection = server()
+    octets = b"".join(
+        f.headers(i, f.GET, True) + provoke[:5] + i.to_bytes(4, "big") + provoke[9:]
+        for i in range(1, 3001, 2)
+    )
+    assert connection_error(connection, octets) == CALM
+    assert len(connection.requests) < 600
+
+
+def test_a_few_stream_errors_between_responses_are_no_flood() -> None:
+    connection = server()
+    for i in range(1, 8001, 4):
+        connection.say(f.headers(i, f.GET, True) + f.window_update(i, 0) + f.headers(i + 2, f.GET, True))
+        connection.requests[-1].stream.send_response(ResponseHead(200), True)
+    assert not connection.codec.should_close
+
+
+def test_moving_many_windows_by_settings_costs_by_the_stream() -> None:
+    connection = server()
+    connection.say(b"".join(f.headers(i, f.GET, True) for i in range(1, 2001, 2)))
+    changes = b"".join(b"\0\4" + (65535 + i % 2).to_bytes(4, "big") for i in range(40))
+    assert connection_error(connection, f.frame(f.SETTINGS, 0, 0, changes)) == CALM
+
+
+def test_one_change_of_settings_moves_a_thousand_windows() -> None:
+    connection = server()
+    connection.say(b"".join(f.headers(i, f.GET, True) for i in range(1, 2001, 2)))
+    for _ in range(10):
+        connection.say(f.settings({4: 100_000}))
+    assert not connection.codec.should_close
+
+
+@pytest.mark.parametrize("stream_id", [0, 1])
+def test_windows_opened_byte_by_byte_under_waiting_data_are_a_flood(stream_id: int) -> None:
+    connection = server(peer_settings={4: 0} if stream_id else {4: 2**20})
+    connection.say(f.headers(1, f.GET, True))
+    stream = connection.requests[0].stream
+    stream.send_response(ResponseHead(200), False)
+    stream.send_data(bytes(100_000), True)
+    connection.take()
+    assert flood(connection, f.window_update(stream_id, 1), 5000) == CALM
+
+
+def test_small_windows_of_a_reader_that_takes_its_time_are_no_flood() -> None:
+    connection = server(peer_settings={4: 0})
+    connection.say(f.headers(1, f.GET, True))
+    stream = connection.requests[0].stream
+    stream.send_response(ResponseHead(200), False)
+    stream.send_data(bytes(10_000), True)
+    connection.take()
+    for _ in range(5000):
+        assert len(connection.say(f.window_update(1, 1))) == 1
+
+
 def test_answers_that_are_never_read_end_the_connection() -> None:
     connection = server()
     connection.codec.pause_output()

@@ -1,0 +1,17 @@
+"""One sidecar, attacked by every test of this folder in turn: it must outlive them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.hostile import Target, allow_descriptors
+
+
+@pytest.fixture(scope="session")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    allow_descriptors(32768)
+    made = Target(tmp_path_factory.mktemp("hostile"))
+    yield made
+    made.stop()

@@ -1,0 +1,405 @@
+"""A sidecar under attack: the process, raw sockets that say whatever a test wants, and a polite client that
+notices when the sidecar neglects it.
+
+Nothing here uses the sidecar's own codecs. Frames come from `h2_frames`, which builds them by hand.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import resource
+import socket
+import ssl
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.support import h2_frames as f
+from tests.support.apps import start_app
+from tests.support.certs import CertificateFiles, make_ca
+from tests.support.processes import eventually, loopback
+from tests.support.sidecars import (
+    APP,
+    INBOUND,
+    OUTBOUND,
+    SPIFFE,
+    Sidecar,
+    Tree,
+    address,
+    bootstrap,
+    cluster,
+    http_filter,
+    listener,
+    route,
+    tls,
+)
+
+HEAD_TIMEOUT = 1.0
+"""Seconds: `request_headers_timeout` of both listeners."""
+STREAM_IDLE = 4.0
+"""Seconds: `stream_idle_timeout` of both listeners."""
+EVIL_H1 = 9001
+EVIL_H2 = 9002
+WORST = 1.0
+"""Seconds that a polite request may take at worst in an attack; on a quiet machine it takes 2 ms."""
+CALM = 11
+"""ENHANCE_YOUR_CALM."""
+CLOSED = -1
+"""The connection ended without GOAWAY."""
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Target:
+    """A sidecar with a plain listener, one for mTLS, its application, and room for upstreams of a test's own
+    behind `/evil1` (HTTP/1.1) and `/evil2` (HTTP/2)."""
+
+    def __init__(self, directory: Path) -> None:
+        self.host = loopback()
+        self.plain = (self.host, OUTBOUND)
+        self.mtls = (self.host, INBOUND)
+        self.ca = make_ca()
+        self.files = {
+            name: self.ca.write_files(directory, SPIFFE + name, name=name) for name in ("caller", "server")
+        }
+        self.app = start_app(self.host, APP, "victim", directory)
+        self.sidecar = Sidecar("target", self._tree(), directory).ready()
+
+    def _tree(self) -> Tree:
+        routes = [
+            {"name": "direct", "match": {"prefix": "/direct"}, "direct_response": {"status": 200}},
+            route("/evil1", "evil1", timeout="8s"),
+            route("/evil2", "evil2", timeout="8s"),
+            route("/", "app"),
+        ]
+        listeners = []
+        for name, port in (("plain", OUTBOUND), ("mtls", INBOUND)):
+            network = http_filter(routes, request_headers_timeout=f"{HEAD_TIMEOUT:g}s")
+            network["typed_config"]["stream_idle_timeout"] = f"{STREAM_IDLE:g}s"
+            socket_of = None
+            if name == "mtls":
+                socket_of = tls("Downstream", self.files["server"], "caller", require_client_certificate=True)
+            listeners.append(listener(name, address(self.host, port), network, socket_of))
+        clusters = [
+            cluster("app", [(self.host, APP)]),
+            cluster("evil1", [(self.host, EVIL_H1)]),
+            cluster("evil2", [(self.host, EVIL_H2)], http2=True),
+        ]
+        return bootstrap(self.host, listeners, clusters)
+
+    def stop(self) -> None:
+        self.sidecar.stop()
+        self.app.stop()
+
+    # --- what an attack costs
+
+    def cpu(self) -> float:
+        """Seconds of CPU time that the sidecar has used."""
+        fields = Path(f"/proc/{self.sidecar.child.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.sidecar.child.pid}/fd"))
+
+    def active(self) -> int:
+        """Attempts in flight, of all clusters."""
+        return sum(int(row["requests_active"]) for row in self.sidecar.json("/stats")["clusters"])
+
+    @contextmanager
+    def under_attack(self, memory: float = 16.0, cpu: float = 2.0, worst: float = WORST) -> Iterator[None]:
+        """Others are served during the block and all is as before after it: `memory` MiB and `cpu` seconds
+        are what the attack may cost, `worst` seconds what the slowest polite request may take."""
+        memory_before, cpu_before = self.sidecar.resident(), self.cpu()
+        witness = Witness(self.plain)
+        with witness:
+            yield
+        self.sidecar.check()
+        cpu_used = self.cpu() - cpu_before - witness.count * 0.001
+        grown = self.sidecar.resident() - memory_before
+        assert not witness.failures, witness.failures[:3]
+        assert witness.count > 2
+        assert max(witness.times) < worst, f"slowest of {witness.count} polite requests"
+        assert statistics.median(witness.times) < worst / 10
+        assert cpu_used < cpu
+        assert grown < memory, f"{grown:.1f} MiB more than before"
+        eventually(lambda: self.active() == 0, "every request to end")
+        assert "Traceback" not in self.sidecar.log(), self.sidecar.last_words()
+
+    # --- connections
+
+    def connect(self, at: tuple[str, int] | None = None) -> socket.socket:
+        sock = socket.create_connection(at or self.plain, 10.0)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    def h2(self, settings: dict[int, int] | None = None, tls: bool = False) -> RawH2:
+        sock = self.connect(self.mtls if tls else None)
+        if tls:
+            sock = client_context(self.files["caller"]).wrap_socket(sock, server_hostname="server.test")
+        return RawH2(sock, settings)
+
+    def h1(self) -> RawH1:
+        return RawH1(self.connect())
+
+    def __repr__(self) -> str:
+        return f"<Target {self.host} {self.sidecar!r}>"
+
+
+def client_context(files: CertificateFiles | None, alpn: str = "h2") -> ssl.SSLContext:
+    """Trusts anybody: what these tests ask is what the sidecar makes of its clients."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols([alpn])
+    if files is not None:
+        context.load_cert_chain(files.certificate, files.private_key)
+    return context
+
+
+class Witness:
+    """Asks for `/direct` on a kept and `/status/204` on a new connection, every few milliseconds."""
+
+    def __init__(self, at: tuple[str, int]) -> None:
+        self.at = at
+        self.times: list[float] = []
+        self.failures: list[str] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    @property
+    def count(self) -> int:
+        return len(self.times)
+
+    def __enter__(self) -> Witness:
+        self._thread.start()
+        while self.count < 4 and not self.failures:
+            time.sleep(0.002)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        time.sleep(0.1)  # what the attack left behind is part of it
+        self._stop.set()
+        self._thread.join(30.0)
+
+    def _run(self) -> None:
+        kept = http.client.HTTPConnection(*self.at, timeout=15.0)
+        while not self._stop.is_set():
+            fresh = http.client.HTTPConnection(*self.at, timeout=15.0)
+            for connection, path, wanted in ((kept, "/direct", 200), (fresh, "/status/204", 204)):
+                begun = time.monotonic()
+                try:
+                    connection.request("GET", path)
+                    response = connection.getresponse()
+                    response.read()
+                    if response.status != wanted:
+                        self.failures.append(f"{path}: {response.status}")
+                except (OSError, http.client.HTTPException) as error:
+                    self.failures.append(f"{path}: {error!r}")
+                self.times.append(time.monotonic() - begun)
+            fresh.close()
+            self._stop.wait(0.005)
+        kept.close()
+
+    def __repr__(self) -> str:
+        return f"<Witness {self.count} requests, {len(self.failures)} failed>"
+
+
+class Raw:
+    """A socket and everything that came from it so far."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.received = bytearray()
+        self.ended = False
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.sock.close()
+
+    def send(self, octets: bytes) -> bool:
+        """False once the sidecar has closed."""
+        try:
+            self.sock.sendall(octets)
+        except (OSError, ssl.SSLError):
+            return False
+        return True
+
+    def read(self, seconds: float = 0.0) -> bool:
+        """Take what comes within `seconds`; False at the end of the connection."""
+        if self.ended:
+            return False
+        self.sock.settimeout(seconds or 0.001)
+        try:
+            data = self.sock.recv(1 << 18)
+        except (TimeoutError, ssl.SSLWantReadError):
+            return True
+        except (OSError, ssl.SSLError):
+            data = b""
+        finally:
+            self.sock.settimeout(10.0)
+        self.received += data
+        self.ended = not data
+        return bool(data)
+
+    def read_until(self, done: Callable[[], object], patience: float = 10.0) -> None:
+        deadline = time.monotonic() + patience
+        while not done():
+            assert time.monotonic() < deadline, f"nothing came within {patience:g} s: {self!r}"
+            if not self.read(0.05) and not done():
+                raise AssertionError(f"the connection ended first: {self!r}")
+
+    def read_end(self, patience: float = 10.0) -> bytes:
+        """Everything until the sidecar closes."""
+        deadline = time.monotonic() + patience
+        while self.read(0.05):
+            assert time.monotonic() < deadline, f"not closed within {patience:g} s: {self!r}"
+        return bytes(self.received)
+
+    def vanish(self) -> None:
+        """End with RST."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.sock.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {bytes(self.received[-200:])!r}{' ended' if self.ended else ''}>"
+
+
+class RawH1(Raw):
+    """`status` of the first answer."""
+
+    @property
+    def status(self) -> int:
+        return int(self.received[9:12] or b"0")
+
+    def refused(self, patience: float = 10.0) -> int:
+        """The status of the one answer, after which the connection closed."""
+        whole = self.read_end(patience)
+        assert whole.count(b"HTTP/1.1 ") == 1, whole[:300]
+        assert b"connection: close\r\n" in whole
+        return self.status
+
+
+class RawH2(Raw):
+    """An HTTP/2 client that has said hello and does nothing by itself but remember."""
+
+    def __init__(self, sock: socket.socket, settings: dict[int, int] | None = None) -> None:
+        super().__init__(sock)
+        self.next_id = 1
+        self.send(f.PREFACE + f.settings(settings) + f.frame(f.SETTINGS, f.ACK))
+
+    def frames(self) -> list[f.Frame]:
+        return f.parse_prefix(bytes(self.received))
+
+    def of(self, kind: int) -> list[f.Frame]:
+        return [frame for frame in self.frames() if frame.type == kind]
+
+    def new_id(self) -> int:
+        self.next_id += 2
+        return self.next_id - 2
+
+    def goaway(self, patience: float = 10.0) -> int:
+        """Code of the GOAWAY after which the sidecar closed; CLOSED without one."""
+        self.read_end(patience)
+        found = self.of(f.GOAWAY)
+        return found[-1].code if found else CLOSED
+
+    def flood(self, piece: bytes | Callable[[], bytes], most: int = 1 << 24) -> int:
+        """Say it over and over until the sidecar has had enough; returns GOAWAY's code. Reads on the way."""
+        sent = 0
+        while sent < most:
+            octets = piece if isinstance(piece, bytes) else piece()
+            sent += len(octets)
+            if not self.send(octets):
+                break
+            self.read()
+            if self.ended:
+                break
+        else:
+            raise AssertionError(f"{sent} bytes were taken without complaint")
+        return self.goaway()
+
+
+def request(path: str = "/direct", method: str = "GET") -> list[tuple[bytes, bytes]]:
+    return [
+        (b":method", method.encode()),
+        (b":scheme", b"http"),
+        (b":authority", b"test"),
+        (b":path", path.encode()),
+    ]
+
+
+class EvilServer:
+    """Accepts on the target's port for evil upstreams and lets `behave` have each connection, in a thread."""
+
+    def __init__(self, host: str, port: int, behave: Callable[[socket.socket], None]) -> None:
+        self.listening = socket.create_server((host, port), backlog=512)
+        self.accepted = 0
+        self._behave = behave
+        self._sockets: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self.listening.accept()
+            except OSError:
+                return
+            self.accepted += 1
+            self._sockets.append(sock)
+            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        try:
+            self._behave(sock)
+        except OSError:
+            return  # the sidecar has had enough, which is what tests ask for
+
+    def __enter__(self) -> EvilServer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.listening.shutdown(socket.SHUT_RDWR)
+        self.listening.close()
+        for sock in self._sockets:
+            sock.close()
+
+    def __repr__(self) -> str:
+        return f"<EvilServer accepted={self.accepted}>"
+
+
+def read_head(sock: socket.socket) -> bytes:
+    """An HTTP/1.1 request head."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        more = sock.recv(65536)
+        if not more:
+            raise ConnectionError("the sidecar closed")
+        data += more
+    return data
+
+
+def read_h2_request(sock: socket.socket, settings: dict[int, int] | None = None) -> int:
+    """Say hello as an HTTP/2 server, take everything up to the first request; returns its stream."""
+    sock.sendall(f.settings(settings) + f.frame(f.SETTINGS, f.ACK))
+    data = b""
+    while True:
+        for frame in f.parse_prefix(data.removeprefix(f.PREFACE)) if len(data) >= len(f.PREFACE) else []:
+            if frame.type == f.HEADERS:
+                return frame.stream_id
+        more = sock.recv(65536)
+        if not more:
+            raise ConnectionError("the sidecar closed")
+        data += more
+
+
+def allow_descriptors(wanted: int) -> None:
+    """Raise this process' limit of open files, which children inherit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
