@@ -13,9 +13,12 @@ import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from sidecar.config.resources import StringMatcher, TlsConfig
 from sidecar.identity.certificate_provider import CertificateProvider
-from sidecar.net.peer import PeerInfo
+from sidecar.net.peer import PeerInfo, read_certificate
 from sidecar.net.tls import TlsConfigError, TlsParameters, accept_any_peer, make_context
 
 __all__ = ["TlsConfigError", "TlsContexts", "load_identity"]
@@ -104,14 +107,14 @@ class TlsContexts:
                 context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
         elif not trusted:
             raise TlsConfigError("no trusted_ca to verify the server with; set validation_context.trusted_ca")
-        self._load_identity(context, config, server_side)
+        identity = self._load_identity(context, config, server_side)
         if config.alpn:
             context.set_alpn_protocols(list(config.alpn))
         check = _SanCheck(config.uri_san_matchers) if config.uri_san_matchers else accept_any_peer
         # A peer that negotiates nothing means HTTP/1.1 (RFC 9113 section 3.2), so where that is offered
         # no agreement is needed.
         required_alpn = () if "http/1.1" in config.alpn else config.alpn
-        return TlsParameters(context, config.sni or None, required_alpn, check)
+        return TlsParameters(context, config.sni or None, required_alpn, check, identity)
 
     def _load_trust(self, context: ssl.SSLContext, config: TlsConfig) -> bool:
         pems = []
@@ -134,7 +137,8 @@ class TlsContexts:
                 raise TlsConfigError(f"{source} has no usable CA certificate in PEM form: {error}") from error
         return bool(pems)
 
-    def _load_identity(self, context: ssl.SSLContext, config: TlsConfig, server_side: bool) -> None:
+    def _load_identity(self, context: ssl.SSLContext, config: TlsConfig, server_side: bool) -> str:
+        """Returns the first URI SAN of the certificate, "" without one."""
         if config.provider:
             provider = self._provider(config.provider)
             chain, key = provider.certificate_chain_pem.encode(), provider.private_key_pem
@@ -148,13 +152,17 @@ class TlsContexts:
         elif server_side:
             raise TlsConfigError("a TLS server needs a certificate; set tls_certificates")
         else:
-            return
+            return ""
         try:
             load_identity(context, chain, key)
-        except ssl.SSLError as error:
+            leaf = x509.load_pem_x509_certificates(chain)[0].public_bytes(Encoding.DER)
+            uri_sans, _ = read_certificate(leaf)
+        except (ssl.SSLError, ValueError) as error:
+            why = _why(error) if isinstance(error, ssl.SSLError) else str(error)
             raise TlsConfigError(
-                f"certificate and private key from {source} cannot be used: {_why(error)}"
+                f"certificate and private key from {source} cannot be used: {why}"
             ) from error
+        return uri_sans[0] if uri_sans else ""
 
 
 class _SanCheck:

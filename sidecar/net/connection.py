@@ -107,6 +107,11 @@ class Connection(asyncio.Protocol):
 
     # --- what owners call
 
+    @property
+    def local_identity(self) -> str:
+        """SPIFFE id that the peer was shown, "" without one."""
+        return self._tls.identity if self._tls is not None else ""
+
     def start_tls(self, tls: TlsParameters) -> None:
         """Server side, in `on_unread`: what was read so far begins a TLS handshake. `on_secured` follows."""
         if self._session is not None or self.codec is not None:

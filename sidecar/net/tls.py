@@ -64,6 +64,8 @@ class TlsParameters:
     alpn_required: tuple[str, ...] = ()
     """One of these must have been negotiated; empty: any, or none."""
     check_peer: Callable[[PeerInfo], str | None] = accept_any_peer
+    identity: str = ""
+    """First URI SAN of the certificate that is shown to the peer; "" when there is none."""
 
 
 def make_context(server_side: bool) -> ssl.SSLContext:

@@ -131,7 +131,7 @@ class HttpChain:
         identity = peer.uri_sans[0] if peer.uri_sans else ""
         added: tuple[Field, ...] = ()
         if identity and mode in (ClientCert.SANITIZE_SET, ClientCert.APPEND_FORWARD):
-            value = f"By={self._local_identity()};Hash={peer.cert_sha256}"
+            value = f"By={conn.local_identity};Hash={peer.cert_sha256}"
             if config.client_cert_uri:
                 value += f";URI={identity}"
             added = ((b"x-forwarded-client-cert", value.encode()),)
