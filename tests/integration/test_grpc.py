@@ -99,7 +99,7 @@ def test_a_deadline_ends_the_call_on_both_sides(channel: grpc.Channel) -> None:
 
 def test_the_server_knows_how_much_time_is_left(channel: grpc.Channel) -> None:
     left = float(channel.unary_unary(method("Remaining"))(b"", timeout=20.0))
-    assert 5.0 < left <= 20.0
+    assert 5.0 < left <= 21.0  # grpcio rounds the timeout up
 
 
 def test_a_local_error_is_a_trailers_only_response(shop: Shop) -> None:
@@ -112,7 +112,7 @@ def test_a_local_error_is_a_trailers_only_response(shop: Shop) -> None:
     assert "nobody.invalid:50051" in answer.headers["grpc-message"]
     assert "content-length" not in answer.headers
     line = shop.shopper.logged(authority="nobody.invalid:50051", path=method("Hello"))
-    assert (line["status"], line["grpc_status"], line["flags"]) == (200, 14, "UF,URX")
+    assert (line["status"], line["grpc_status"], line["flags"]) == (200, 14, "UF")
     assert "nobody.invalid" in line["details"]
 
 

@@ -1,4 +1,4 @@
-"""HTTP/1.1 callers with `HTTP_PROXY` set: plain `requests`, and everything HTTP/1.1 can say, on raw sockets."""
+"""HTTP/1.1 callers with `HTTP_PROXY` set: plain `requests`, and raw sockets for what it cannot say."""
 
 from __future__ import annotations
 

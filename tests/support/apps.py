@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import sys
+from base64 import b64encode
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -158,12 +159,15 @@ class Server:
         writer.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         )
-        writer.write(b"a\r\ndata: one\n\r\n")
+        writer.write(b"b\r\ndata: one\n\n\r\n")
         await request.reader.read()
 
     async def on_upgrade(self, request: Request, writer: Writer) -> None:
         """Says 101 and sends back whatever comes."""
-        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+        key = request.headers["sec-websocket-key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        accept = b64encode(hashlib.sha1(key.encode()).digest()).decode()  # RFC 6455 section 4.2.2
+        lines = ["connection: upgrade", "upgrade: websocket", f"sec-websocket-accept: {accept}"]
+        writer.write("\r\n".join(["HTTP/1.1 101 X", *lines, "", ""]).encode())
         while data := await request.reader.read(PIECE):
             writer.write(data)
 

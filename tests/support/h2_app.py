@@ -27,6 +27,8 @@ class Connection(asyncio.Protocol):
         )
         self.bodies: dict[int, bytes] = {}
         self.trailers: dict[int, list[tuple[str, str]]] = {}
+        self.answers: dict[int, bytes] = {}
+        self.refused: set[int] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -39,6 +41,7 @@ class Connection(asyncio.Protocol):
                 self.bodies[event.stream_id] = b""
                 path = dict(event.headers)[":path"]
                 if path.startswith("/refuse/"):
+                    self.refused.add(event.stream_id)
                     self.h2.reset_stream(event.stream_id, int(path.rpartition("/")[2]))
             elif isinstance(event, h2.events.DataReceived):
                 self.bodies[event.stream_id] += event.data
@@ -46,17 +49,32 @@ class Connection(asyncio.Protocol):
             elif isinstance(event, h2.events.TrailersReceived):
                 self.trailers[event.stream_id] = [(f"echo-{n}", v) for n, v in event.headers]
             elif isinstance(event, h2.events.StreamEnded):
-                self.answer(event.stream_id)
+                self.start(event.stream_id)
+        self.send()
         self.transport.write(self.h2.data_to_send())
 
-    def answer(self, stream: int) -> None:
-        if self.h2.state_machine is None or stream not in self.bodies:
+    def start(self, stream: int) -> None:
+        if stream in self.refused:
             return
-        body, trailers = self.bodies.pop(stream), self.trailers.pop(stream, [])
         self.h2.send_headers(stream, [(":status", "200"), ("x-replica", self.name)])
-        self.h2.send_data(stream, body, end_stream=not trailers)
-        if trailers:
-            self.h2.send_headers(stream, trailers, end_stream=True)
+        self.answers[stream] = self.bodies.pop(stream)
+
+    def send(self) -> None:
+        """As much of each answer as there is credit for."""
+        for stream, body in list(self.answers.items()):
+            trailers = self.trailers.get(stream)
+            while body and (
+                room := min(self.h2.local_flow_control_window(stream), self.h2.max_outbound_frame_size)
+            ):
+                self.h2.send_data(stream, body[:room])
+                body = body[room:]
+            self.answers[stream] = body
+            if not body:
+                del self.answers[stream]
+                if trailers:
+                    self.h2.send_headers(stream, trailers, end_stream=True)
+                else:
+                    self.h2.end_stream(stream)
 
 
 async def main(host: str, port: int, name: str) -> None:

@@ -31,7 +31,10 @@ def endpoint(name: str, host: str) -> Mapping[str, Any]:
 
 
 class Shop:
+    """`start` it, and `stop` it whether or not it started."""
+
     def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self.spans = SpanCollector()
         options = ("--tracing-sampling", "100", "--tracing-cluster", "otlp")
         mesh = self.mesh = Mesh(directory, *options, otlp=f"{self.spans.host}:{self.spans.port}")
@@ -55,13 +58,18 @@ class Shop:
             endpoint_slice("mirror-a", backend, runs_as="backend", ports=[H2C]),
             endpoint_slice("echo-a", backend, runs_as="backend", ports=[TCP]),
         )
+        self.proxy = (hosts["shopper"], OUTBOUND)
+        self.proxy_text = f"{hosts['shopper']}:{OUTBOUND}"
+
+    def start(self) -> None:
+        mesh, hosts, directory = self.mesh, self.hosts, self.directory
         mesh.start_control_plane()
         echo = TcpUpstream(ECHO_PORT, "echo.shop.svc.cluster.local:7000")
         self.sidecars = {
             name: mesh.sidecar(
                 name, name.partition("-")[0], hosts[name], (echo,) if name == "shopper" else ()
             )
-            for name in names
+            for name in hosts
         }
         for name in ("users-1", "users-2", "orders-1"):
             mesh.app(name, hosts[name])
@@ -71,8 +79,6 @@ class Shop:
         for sidecar in self.sidecars.values():
             sidecar.ready()
         self.shopper = self.sidecars["shopper"]
-        self.proxy = (hosts["shopper"], OUTBOUND)
-        self.proxy_text = f"{hosts['shopper']}:{OUTBOUND}"
 
     def stop(self) -> None:
         self.mesh.stop()

@@ -104,7 +104,7 @@ def any_of(kind: str, **fields: Any) -> Tree:
 
 
 def tls(kind: str, files: CertificateFiles, peer: str, **fields: Any) -> Tree:
-    """A transport socket; `kind` is Upstream or Downstream, `peer` the account that the other side must be."""
+    """A transport socket; `kind` is Upstream or Downstream, `peer` the account to expect."""
     context = {
         "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
         "alpn_protocols": ["h2"],
@@ -202,6 +202,7 @@ class Pair:
         }
         self.outbound: Sidecar
         self.inbound: list[Sidecar] = []
+        self.started: list[Sidecar] = []
 
     def outbound_tree(self, routes: Sequence[Tree] = (), **fields: Any) -> Tree:
         socket = tls("Upstream", self.files["caller"], "server", sni="server.test")
@@ -224,18 +225,27 @@ class Pair:
         given = options or {}
         for i, host in enumerate(self.hosts):
             name = f"inbound-{i}"
-            self.inbound.append(
-                Sidecar(name, self.inbound_tree(host), self.directory, *given.get("inbound", ()))
-            )
-        tree = outbound or self.outbound_tree()
-        self.outbound = Sidecar("outbound", tree, self.directory, *given.get("outbound", ()))
+            self.inbound.append(self.run(name, self.inbound_tree(host), *given.get("inbound", ())))
+        self.outbound = self.run("outbound", outbound or self.outbound_tree(), *given.get("outbound", ()))
         for sidecar in (*self.inbound, self.outbound):
             sidecar.ready()
         return self
 
+    def run(self, name: str, tree: Tree, *options: str) -> Sidecar:
+        """One more sidecar that is stopped with the pair."""
+        sidecar = Sidecar(name, tree, self.directory, *options)
+        self.started.append(sidecar)
+        return sidecar
+
     def stop(self) -> None:
-        for sidecar in (*self.inbound, self.outbound):
+        for sidecar in self.started:
             sidecar.stop()
+
+    def __enter__(self) -> Pair:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
 
     def __repr__(self) -> str:
         return f"<Pair {self.host} to {self.hosts}>"
