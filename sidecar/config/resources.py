@@ -357,6 +357,20 @@ class FilterConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AdaptiveConcurrency:
+    """Envoy `AdaptiveConcurrency` (gradient controller). Times in seconds."""
+
+    max_limit: int = 1000
+    min_limit: int = 8
+    """The floor: so many are always let through."""
+    update_interval: float = 0.5
+    min_samples: int = 50
+    """Responses that an update needs; an interval goes on until it has them."""
+    tolerance: float = 1.25
+    """Mean latency over the baseline at which the limit begins to fall (Envoy `buffer`, plus one)."""
+
+
+@dataclass(frozen=True, slots=True)
 class HttpConnectionManagerConfig:
     """Envoy `HttpConnectionManager`. One of `route_config`, `rds_route_name`, `on_demand`."""
 

@@ -6,6 +6,7 @@ from envoy.extensions.filters.http.on_demand.v3 import on_demand_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 
+from sidecar.config.decode import adaptive_concurrency as adaptive
 from sidecar.config.decode.common import ads_source, http2_options
 from sidecar.config.decode.observability import access_log, tracing
 from sidecar.config.decode.route import route_configuration
@@ -133,6 +134,7 @@ def _routes(view: View, on_demand: bool) -> tuple[RouteConfiguration | None, str
 def _filters(view: View) -> tuple[tuple[FilterConfig, ...], bool]:
     """The HTTP filters before the router, and whether `on_demand` is among them."""
     on_demand = False
+    filters: list[FilterConfig] = []
     last = ""
     for each in view.subs("http_filters", _FILTER):
         if each.flag("disabled"):
@@ -145,6 +147,10 @@ def _filters(view: View) -> tuple[tuple[FilterConfig, ...], bool]:
         elif type_name == _ON_DEMAND_TYPE and config is not None:
             config.check(Fields(""))
             on_demand = True
+        elif type_name == adaptive.TYPE and config is not None:
+            settings = adaptive.adaptive_concurrency(config)
+            if settings is not None:
+                filters.append(FilterConfig(each.text("name"), settings))
         elif each.flag("is_optional"):
             each.without_effect()
             continue
@@ -157,7 +163,7 @@ def _filters(view: View) -> tuple[tuple[FilterConfig, ...], bool]:
         last = type_name
     if last != _ROUTER_TYPE:
         view.error("the last filter must be envoy.filters.http.router", "http_filters")
-    return (), on_demand
+    return tuple(filters), on_demand
 
 
 def _upgrades(view: View) -> set[str]:
