@@ -76,9 +76,9 @@ class Cluster:
     # --- a request -------------------------------------------------------------------------------
 
     def pick(self, tried: Collection[Endpoint]) -> Endpoint | None:
-        """Who takes the next attempt: usable, not ejected, not in `tried`; a tried one only when no other
-        usable one is left, one that is draining, ejected or unhealthy (in this order) only when no usable
-        one is. None when there are no endpoints at all."""
+        """Who takes the next attempt: usable and not in `tried`; one that is draining or ejected (in this
+        order) only when no such one is left, a tried one only when none of these is, an unhealthy one only
+        when there are no others. None when there are no endpoints at all."""
         if self._probes and not tried:
             probe = self._due_probe()
             if probe is not None:
@@ -120,8 +120,11 @@ class Cluster:
         if detector is None:
             return
         if failed:
-            if detector.record_failure(endpoint, self._time(), self._balancer.usable):
+            now = self._time()
+            if detector.record_failure(endpoint, now, self._balancer.usable):
                 self._ejected()
+            elif detector.probe_early(endpoint, now):
+                self._rebuild()
         elif endpoint.notable and detector.record_success(endpoint, self._time()):
             self._rebuild()
 

@@ -35,6 +35,7 @@ class Host:
         "__weakref__",
         "active",
         "consecutive_failures",
+        "ejected_at",
         "ejected_until",
         "ejection",
         "ejections",
@@ -61,6 +62,7 @@ class Host:
         self.ejection = Ejection.IN
         self.ejections = 0
         """How often it was ejected of late; decays while it does well."""
+        self.ejected_at = 0.0
         self.ejected_until = 0.0
         self.healthy_since = 0.0
         self.next_probe = 0.0

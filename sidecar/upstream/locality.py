@@ -55,7 +55,9 @@ class LocalityBalancer(Generic[H]):
     priority, then by locality weight.
 
     A worse rank serves only when the better ones are empty, so that with everything ejected requests
-    still go somewhere. Within a rank a tried endpoint comes after all others, whatever their priority.
+    still go somewhere. A tried endpoint comes after all others, whatever their priority or rank: one that
+    was ejected a while ago may be well again, one that has just failed this request is not. Only those
+    that discovery calls unhealthy come after it.
     """
 
     def __init__(self, make: Callable[[], LoadBalancer[H]], random: Callable[[], float]) -> None:
@@ -63,6 +65,7 @@ class LocalityBalancer(Generic[H]):
         self._random = random
         self._localities: tuple[Locality[H], ...] = ()
         self._tiers: list[_Tier[H]] = []
+        """By rank, then by priority."""
         self._pick: Callable[[Collection[H]], H | None] = _none
         self.usable = 0
         """Endpoints of the best rank, in all priorities."""
@@ -85,7 +88,12 @@ class LocalityBalancer(Generic[H]):
                 parts.append((locality.weight * share, hosts))
                 self.usable += len(hosts) if rank is Rank.USABLE else 0
         best = ranked[min(ranked)] if ranked else {}
-        self._tiers = [self._tier(best[priority]) for priority in sorted(best)]
+        self._tiers = [
+            self._tier(by_priority[priority])
+            for rank, by_priority in sorted(ranked.items())
+            if rank is not Rank.UNHEALTHY or by_priority is best
+            for priority in sorted(by_priority)
+        ]
         self._pick = self._tiers[0].pick if self._tiers else _none
         self.priority = min(best, default=0)
 

@@ -5,7 +5,8 @@ timer for `next_return`. Sans-IO: time is an argument, in seconds of one monoton
 
 IN → (enough consecutive failures, and the limits allow it) → EJECTED → (time is over) → PROBING →
 (one success) → IN, or (one failure) → EJECTED for twice as long. A probing endpoint gets one request at a
-time, so that finding out costs one request and not a share of all traffic.
+time, so that finding out costs one request and not a share of all traffic. When one fails that must stay
+because too many are out already, those are probed before their time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from sidecar.upstream.host import Ejection, Host
 
 PROBE_INTERVAL = 1.0
 """Seconds after which another probe is sent though the last has no answer yet (it may be a long stream)."""
+
+EARLY_PROBE_INTERVAL = 0.1
+"""Seconds that an ejected endpoint rests at least, however badly the others do."""
 
 
 class OutlierDetector:
@@ -62,6 +66,22 @@ class OutlierDetector:
             return False
         return self._eject(host, now)
 
+    def probe_early(self, failing: Host, now: float) -> bool:
+        """`failing` has failed and was not ejected. When that is because the limits forbid it, an ejected
+        endpoint can only be better: True when there are some to be probed now."""
+        threshold = self._config.consecutive_5xx
+        if failing not in self._hosts or failing.ejection:
+            return False
+        if not threshold or failing.consecutive_failures < threshold:
+            return False
+        rested = [
+            host
+            for host in self._out
+            if host.ejection is Ejection.EJECTED and now - host.ejected_at >= EARLY_PROBE_INTERVAL
+        ]
+        self._probe(rested, now)
+        return bool(rested)
+
     def record_success(self, host: Host, now: float) -> bool:
         """True when this brings a probed endpoint back. Needed only while `host.notable`."""
         if host.ejection is Ejection.EJECTED or host not in self._hosts:
@@ -81,13 +101,21 @@ class OutlierDetector:
     def release_due(self, now: float) -> bool:
         """Let those whose time is over be probed; True when there were any."""
         due = [host for host in self._out if host.ejection is Ejection.EJECTED and host.ejected_until <= now]
-        for host in due:
+        self._probe(due, now)
+        return bool(due)
+
+    @staticmethod
+    def _probe(hosts: Iterable[Host], now: float) -> None:
+        for host in hosts:
             host.ejection = Ejection.PROBING
             host.next_probe = now
-        return bool(due)
 
     def _eject(self, host: Host, now: float) -> bool:
         config = self._config
+        host.ejected_at = now
+        if host.ejection is Ejection.PROBING and now < host.ejected_until:
+            host.ejection = Ejection.EJECTED  # probed early: its time goes on
+            return True
         # A long history must not overflow the power; 2**32 is past any maximum.
         duration = config.base_ejection_time * 2.0 ** min(host.ejections, 32)
         host.ejection = Ejection.EJECTED

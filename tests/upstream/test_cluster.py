@@ -194,6 +194,21 @@ def test_the_last_usable_endpoint_is_never_ejected() -> None:
     assert rig.picks() == {last}
 
 
+def test_an_ejected_endpoint_takes_over_when_the_last_usable_one_fails() -> None:
+    rig = Rig(config(2))
+    first, last = rig.cluster.endpoints
+    rig.eject(first)
+    rig.clock.advance(1.0)  # it is well again, but its time is not over
+    assert rig.picks([last]) == {first}
+    rig.request(last, failed=True)
+    rig.request(last, failed=True)
+    assert rig.cluster.pick(()) is first
+    rig.request(first)
+    rig.request(last, failed=True)
+    assert rig.picks() == {first}
+    assert rig.cluster.stats.ejected == 1
+
+
 def test_without_usable_endpoints_requests_still_go_somewhere() -> None:
     rig = Rig(config(2))
     rig.cluster.set_endpoints(assignment(member(0, health=Health.UNHEALTHY)))

@@ -105,8 +105,29 @@ def test_a_worse_endpoint_serves_only_when_no_better_one_is_left(left: str, expe
     }
     made = balancer(Locality(0, 1, tuple(peers[name] for name in left.split())))
     assert picks(made) == {peers[expected]}
-    # Even when it was tried: what is known to be bad is no better than that.
-    assert picks(made, [peers[expected]]) == {peers[expected]}
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"),
+    [
+        ("tried usable draining ejected unhealthy", "usable"),
+        ("tried draining ejected unhealthy", "draining"),
+        ("tried ejected unhealthy", "ejected"),
+        ("tried unhealthy", "tried"),
+    ],
+)
+def test_a_retry_goes_to_a_worse_endpoint_before_it_repeats_but_not_to_one_without_hope(
+    left: str, expected: str
+) -> None:
+    peers = {
+        "tried": Peer(),
+        "usable": Peer(),
+        "draining": Peer(Health.DRAINING),
+        "ejected": Peer(ejection=Ejection.EJECTED),
+        "unhealthy": Peer(Health.UNHEALTHY),
+    }
+    made = balancer(Locality(0, 1, tuple(peers[name] for name in left.split())))
+    assert picks(made, [peers["tried"]]) == {peers[expected]}
 
 
 def test_there_is_no_pick_without_endpoints() -> None:
@@ -141,6 +162,11 @@ def test_the_best_rank_serves_and_tried_ones_come_last(
         return
     assert picked is not None
     best = min(peer.rank for peer in everyone)
+    hopeful = [peer for peer in everyone if peer not in tried and peer.rank is not Rank.UNHEALTHY]
+    if tried and hopeful:
+        assert picked not in tried
+        assert picked.rank is min(peer.rank for peer in hopeful)
+        return
     assert picked.rank is best
     if any(peer.rank is best and peer not in tried for peer in everyone):
         assert picked not in tried

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sidecar.config.resources import OutlierDetection
 from sidecar.upstream.host import Ejection, Host
-from sidecar.upstream.outlier_detection import OutlierDetector
+from sidecar.upstream.outlier_detection import EARLY_PROBE_INTERVAL, OutlierDetector
 
 CONFIG = OutlierDetection(
     consecutive_5xx=3, base_ejection_time=10.0, max_ejection_time=60.0, max_ejection_percent=50
@@ -72,6 +72,40 @@ def test_the_last_usable_one_stays() -> None:
     assert not fail(made, hosts, hosts[1], 100)
     made, hosts = detector(1)
     assert not fail(made, hosts, hosts[0], 100)
+
+
+def test_when_the_last_one_fails_too_those_ejected_are_probed_before_their_time() -> None:
+    made, hosts = detector(2)
+    first, last = hosts
+    fail(made, hosts, first, 3)
+    assert not fail(made, hosts, last, 2, now=1.0)
+    assert not made.probe_early(last, 1.0)
+    assert not fail(made, hosts, last, 1, now=1.0)
+    assert made.probe_early(last, 1.0)
+    assert first.ejection is Ejection.PROBING
+    assert made.record_success(first, 1.0)
+    assert fail(made, hosts, last, 1, now=1.0)
+    assert last.ejection is Ejection.EJECTED
+
+
+def test_an_early_probe_that_fails_costs_no_longer_ejection_and_comes_again_after_a_pause() -> None:
+    made, hosts = detector(2)
+    first, last = hosts
+    fail(made, hosts, first, 3)
+    fail(made, hosts, last, 3, now=1.0)
+    assert made.probe_early(last, 1.0)
+    assert fail(made, hosts, first, 1, now=1.0)
+    assert first.ejection is Ejection.EJECTED
+    assert made.next_return == 10.0
+    assert not made.probe_early(last, 1.0 + 0.9 * EARLY_PROBE_INTERVAL)
+    assert made.probe_early(last, 1.0 + EARLY_PROBE_INTERVAL)
+
+
+def test_one_that_was_ejected_a_moment_ago_is_not_probed_early() -> None:
+    made, hosts = detector(2)
+    fail(made, hosts, hosts[0], 3, now=1.0)
+    fail(made, hosts, hosts[1], 3, now=1.0)
+    assert not made.probe_early(hosts[1], 1.0)
 
 
 def test_one_success_of_a_probe_brings_it_back() -> None:
