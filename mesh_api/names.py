@@ -30,6 +30,10 @@ CERTIFICATE_PROVIDER = "mesh"
 CA_PROVIDER_TYPE = f"{GROUP}/CaProvider"
 """TypedStruct type URL of the bootstrap's certificate provider that signs through the control plane."""
 
+OPAQUE_PORTS = frozenset({25, 587, 3306, 4444, 5432, 5672, 6379, 9300, 11211, 27017})
+"""Where nothing is declared, these carry no HTTP: SMTP, MySQL and Galera, PostgreSQL, AMQP, Redis,
+Elasticsearch's transport, memcached, MongoDB."""
+
 
 def inbound_port(application_port: int) -> int:
     """The port where a sidecar that captures nothing listens for `application_port`: 10,000 above it

@@ -68,13 +68,23 @@ _TCP = frozenset(
 )
 
 
-def app_protocol(declared: str, port_name: str) -> AppProtocol:
+_HTTP = frozenset({"http", "http1", "kubernetes.io/ws"})
+
+
+def app_protocol(declared: str, port_name: str, opaque: bool = False) -> AppProtocol:
     """What a port speaks: `appProtocol` decides; without one the port's name does, up to its first `-`
-    (`grpc`, `http2-admin`, `redis`). What says nothing is HTTP."""
+    (`grpc`, `http2-admin`, `redis`). What says nothing is HTTP, unless its number makes it `opaque`."""
     word = declared.lower() or port_name.lower().partition("-")[0]
     if word in _HTTP2:
         return AppProtocol.HTTP2
-    return AppProtocol.TCP if word in _TCP else AppProtocol.HTTP
+    if word in _TCP or (opaque and not is_declared(declared, port_name)):
+        return AppProtocol.TCP
+    return AppProtocol.HTTP
+
+
+def is_declared(declared: str, port_name: str) -> bool:
+    """Whether `appProtocol` or the port's name says what the port speaks."""
+    return bool(declared) or port_name.lower().partition("-")[0] in _HTTP | _HTTP2 | _TCP
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +95,8 @@ class ServicePort:
     target_port: int | str
     """The application's port, or the name of one in the Pod."""
     protocol: AppProtocol
+    declared: bool = False
+    """`appProtocol` or its name says the protocol. Otherwise it is a guess: clients look at the bytes."""
 
 
 @dataclass(frozen=True, slots=True)

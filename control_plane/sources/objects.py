@@ -22,10 +22,11 @@ from control_plane.model.service import (
     Service,
     ServicePort,
     app_protocol,
+    is_declared,
 )
 from control_plane.sources.fields import FieldError, Fields
 from control_plane.sources.routes import GATEWAY_GROUP, parse_route
-from mesh_api.names import SERVICE_ACCOUNT_ANNOTATION
+from mesh_api.names import OPAQUE_PORTS, SERVICE_ACCOUNT_ANNOTATION
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -139,7 +140,9 @@ def _service(ref: ObjectRef, fields: Fields) -> tuple[Service, ...]:
         target = item.value.get("targetPort", number)
         if isinstance(target, bool) or not isinstance(target, (int, str)):
             raise item.error("targetPort", "expected a port number or the name of a container's port")
-        ports.append(ServicePort(name, number, target, app_protocol(item.text("appProtocol", ""), name)))
+        said = item.text("appProtocol", "")
+        protocol = app_protocol(said, name, number in OPAQUE_PORTS)
+        ports.append(ServicePort(name, number, target, protocol, is_declared(said, name)))
     return (Service(ref.namespace, ref.name, tuple(ports), *_cluster_ips(spec)),)
 
 

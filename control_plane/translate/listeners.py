@@ -51,6 +51,7 @@ def api_listener(
         http_filters=[_router()],
     )
     if dialect is not Dialect.GRPC:
+        manager.upgrade_configs.add(upgrade_type="websocket")
         _observe(manager, settings, service_account)
     return Listener(name=name, api_listener=ApiListener(api_listener=pack(manager)))
 
@@ -66,7 +67,9 @@ def inbound_listener(workload: WorkloadPort, settings: MeshSettings) -> Listener
         http2_protocol_options=http2_options(accept_connect=True),
         forward_client_cert_details=HttpConnectionManager.SANITIZE_SET,
         set_current_client_cert_details=HttpConnectionManager.SetCurrentClientCertDetails(uri=True),
-        upgrade_configs=[HttpConnectionManager.UpgradeConfig(upgrade_type="CONNECT")],
+        upgrade_configs=[
+            HttpConnectionManager.UpgradeConfig(upgrade_type=name) for name in ("CONNECT", "websocket")
+        ],
         stream_idle_timeout=duration(0.0),
     )
     _observe(manager, settings, workload.service_account)

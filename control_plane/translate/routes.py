@@ -36,7 +36,9 @@ def route_configuration(
     host = VirtualHost(name=name, domains=["*"])
     if dialect is not Dialect.GRPC:
         host.retry_policy.CopyFrom(retry_policy())
-        host.routes.append(connect_route(name))
+        # Its presence says what the port carries: alone opaque TCP, beside others nobody knows.
+        if port.protocol is AppProtocol.TCP or not port.declared:
+            host.routes.append(connect_route(name))
     if port.protocol is not AppProtocol.TCP:
         host.routes.extend(_routes(name, port, routes, dialect, domain))
     return RouteConfiguration(name=name, virtual_hosts=[host])

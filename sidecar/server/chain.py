@@ -65,6 +65,10 @@ class Tunnel(Interface):
     """Takes over CONNECT requests of a forward proxy."""
 
     def __call__(self, chain: HttpChain, conn: Connection, stream: Stream, head: RequestHead) -> bool: ...
+    def abort(self) -> None: ...
+    @property
+    def active(self) -> int:
+        """Opaque sessions that have not ended."""
 
 
 class HttpChain:
@@ -101,7 +105,10 @@ class HttpChain:
             # What is neither preface nor request line gets HTTP/1's 400: it names the problem.
             self.serve(conn, Protocol.HTTP2 if protocol is Protocol.HTTP2 else Protocol.HTTP1)
 
-        conn.set_codec(DetectCodec(self.context.clock, detected, _ignore))
+        codec = DetectCodec(self.context.clock, detected, _ignore)
+        conn.set_codec(codec)
+        if self.context.config.request_headers_timeout:
+            codec.limit(self.context.config.request_headers_timeout)
 
     def serve(self, conn: Connection, protocol: Protocol) -> None:
         """Give the connection a codec and a manager."""
@@ -153,7 +160,8 @@ class HttpChain:
 
     @property
     def active(self) -> int:
-        return sum(len(manager.exchanges) for manager in self.managers)
+        tunnels = self._tunnel.active if self._tunnel is not None else 0
+        return sum(len(manager.exchanges) for manager in self.managers) + tunnels
 
     def drain(self, final: bool) -> None:
         for manager in list(self.managers):
@@ -162,6 +170,8 @@ class HttpChain:
     def abort(self) -> None:
         for manager in list(self.managers):
             manager.abort()
+        if self._tunnel is not None:
+            self._tunnel.abort()
 
     def __repr__(self) -> str:
         return f"<HttpChain connections={len(self.managers)} active={self.active}>"
@@ -189,10 +199,7 @@ class TcpChain:
         """Opaque TCP cannot be told to go: sessions last until they end or the deadline passes."""
 
     def abort(self) -> None:
-        for session in list(self.proxy.sessions):
-            if session.upstream is not None:
-                session.upstream.cancel()
-            session.fail("DT", "the sidecar's drain deadline has passed")
+        self.proxy.abort()
 
     def __repr__(self) -> str:
         return f"<TcpChain {self.proxy.config.stat_prefix} sessions={self.active}>"

@@ -19,16 +19,16 @@ def _nothing(*_: object) -> None:
 
 
 class DetectCodec:
-    """`on_detected(protocol)` must set another codec on the connection. With `silence` seconds set,
-    a peer that sends nothing for so long counts as `Protocol.OTHER` and `on_silence` is told."""
+    """`on_detected(protocol)` must set another codec on the connection. With `on_silence`, a peer may leave
+    the first word to the other side: `limit` says for how long, and its end without a word is no reason to
+    close."""
 
     def __init__(
         self,
         clock: Clock,
         on_detected: Callable[[Protocol], None],
         on_closed: Callable[[str], None],
-        silence: float = 0.0,
-        on_silence: Callable[[], None] = _nothing,
+        on_silence: Callable[[], None] | None = None,
     ) -> None:
         self.on_output: Callable[[], None] = _nothing
         self.on_read_pause: Callable[[bool], None] = _nothing
@@ -37,9 +37,10 @@ class DetectCodec:
         self._on_detected = on_detected
         self._on_closed = on_closed
         self._on_silence = on_silence
+        self._clock = clock
         self._data = b""
-        self._decided = False
-        self._timer: TimerHandle | None = clock.call_later(silence, self._silent) if silence else None
+        self.decided = False
+        self._timer: TimerHandle | None = None
 
     @property
     def available(self) -> int:
@@ -50,14 +51,17 @@ class DetectCodec:
 
     def receive(self, data: bytes) -> None:
         self._data += data
-        if not self._decided:
+        if not self.decided:
             protocol = sniff(self._data)
             if protocol is not Protocol.NEED_MORE:
-                self._decide(protocol)
+                self.decide(protocol)
 
     def receive_eof(self) -> None:
-        if not self._decided:
-            self._stop_timer()
+        if self.decided:
+            return
+        if self._on_silence is not None:
+            self.decide(Protocol.OTHER)
+        else:
             self.should_close = True
             self.on_output()
 
@@ -66,15 +70,24 @@ class DetectCodec:
         data, self._data = self._data, b""
         return data
 
+    def limit(self, seconds: float) -> None:
+        """A peer that says nothing for so long counts as `Protocol.OTHER`; `on_silence` is told."""
+        if not self.decided:
+            self._stop_timer()
+            self._timer = self._clock.call_later(seconds, self._silent)
+
     def _silent(self) -> None:
         self._timer = None
-        self._on_silence()
-        self._decide(Protocol.OTHER)
+        if self._on_silence is not None:
+            self._on_silence()
+        self.decide(Protocol.OTHER)
 
-    def _decide(self, protocol: Protocol) -> None:
-        self._decided = True
-        self._stop_timer()
-        self._on_detected(protocol)
+    def decide(self, protocol: Protocol) -> None:
+        """The answer is known, from here or from elsewhere. The first one counts."""
+        if not self.decided:
+            self.decided = True
+            self._stop_timer()
+            self._on_detected(protocol)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -83,13 +96,13 @@ class DetectCodec:
 
     def connection_lost(self, reason: str) -> None:
         self._stop_timer()
-        if not self._decided:
-            self._decided = True
+        if not self.decided:
+            self.decided = True
             self._on_closed(reason)
 
     def drain(self, final: bool) -> None:
         """A connection that has asked for nothing can simply be closed."""
-        if final and not self._decided:
+        if final and not self.decided:
             self.should_close = True
             self.on_output()
 
@@ -106,4 +119,4 @@ class DetectCodec:
         raise AssertionError("nothing is opened on a connection whose protocol is not known")
 
     def __repr__(self) -> str:
-        return f"<DetectCodec {len(self._data)} bytes{' decided' if self._decided else ''}>"
+        return f"<DetectCodec {len(self._data)} bytes{' decided' if self.decided else ''}>"

@@ -50,6 +50,13 @@ class TcpProxy:
         clusters = self.config.clusters
         return self._random.choices([c.name for c in clusters], [c.weight for c in clusters])[0]
 
+    def abort(self) -> None:
+        """Cut all sessions."""
+        for session in list(self.sessions):
+            if session.upstream is not None:
+                session.upstream.cancel()
+            session.fail("DT", "the sidecar's drain deadline has passed")
+
 
 class TcpSession:
     """Handler of the downstream stream. Bytes that come before the upstream is there wait in `early`; they

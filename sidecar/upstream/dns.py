@@ -34,7 +34,8 @@ class DnsRefresher:
         on_addresses: Callable[[str, tuple[str, ...]], None],
         family: str = "AUTO",
     ) -> None:
-        """`refresh_rate` in seconds; `family` as `ClusterConfig.dns_lookup_family`; `on_addresses` gets host and addresses, in the resolver's order."""
+        """`refresh_rate` in seconds; `family` as `ClusterConfig.dns_lookup_family`; `on_addresses` gets host
+        and addresses, in the resolver's order."""
         self._loop = loop
         self.host = host
         self._refresh_rate = refresh_rate

@@ -78,6 +78,26 @@ def test_app_protocol_decides_before_the_ports_name(declared: str, name: str, ex
     assert app_protocol(declared, name) is expected
 
 
+@pytest.mark.parametrize(
+    ("port", "expected"),
+    [
+        ({"name": "", "port": 80}, (AppProtocol.HTTP, False)),
+        ({"name": "web", "port": 80}, (AppProtocol.HTTP, False)),
+        ({"name": "http-web", "port": 80}, (AppProtocol.HTTP, True)),
+        ({"name": "web", "port": 80, "appProtocol": "example.com/own"}, (AppProtocol.HTTP, True)),
+        ({"name": "web", "port": 3306}, (AppProtocol.TCP, False)),
+        ({"name": "http", "port": 3306}, (AppProtocol.HTTP, True)),
+        ({"name": "grpc", "port": 9300}, (AppProtocol.HTTP2, True)),
+    ],
+)
+def test_only_a_port_that_says_nothing_is_judged_by_its_number(
+    port: dict[str, object], expected: tuple[AppProtocol, bool]
+) -> None:
+    [made] = parse(service("users", port))
+    assert isinstance(made, Service)
+    assert (made.ports[0].protocol, made.ports[0].declared) == expected
+
+
 def test_a_service_keeps_its_tcp_ports_and_cluster_ips() -> None:
     ports = (
         {"name": "http", "port": 80, "targetPort": "web"},
@@ -89,8 +109,8 @@ def test_a_service_keeps_its_tcp_ports_and_cluster_ips() -> None:
             "shop",
             "users",
             (
-                ServicePort("http", 80, "web", AppProtocol.HTTP),
-                ServicePort("db", 5432, 5432, AppProtocol.TCP),
+                ServicePort("http", 80, "web", AppProtocol.HTTP, True),
+                ServicePort("db", 5432, 5432, AppProtocol.TCP, True),
             ),
             ("10.0.0.7", "fd00::7"),
         ),

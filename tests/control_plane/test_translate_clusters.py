@@ -326,10 +326,11 @@ def test_a_listener_by_name_says_where_its_routes_are() -> None:
         "rds": {"routeConfigName": USERS, "configSource": {"ads": {}, "resourceApiVersion": "V3"}},
         "httpFilters": [ROUTER],
     }
-    observed = {**manager, "tracing": tracing("orders"), "accessLog": [STDOUT]}
+    sidecar = {**manager, "upgradeConfigs": [{"upgradeType": "websocket"}]}
+    observed = {**sidecar, "tracing": tracing("orders"), "accessLog": [STDOUT]}
     for dialect, settings, expected in (
         (Dialect.PILOTFISH, SETTINGS, observed),
-        (Dialect.PILOTFISH, MeshSettings(access_log=False), manager),
+        (Dialect.PILOTFISH, MeshSettings(access_log=False), sidecar),
         (Dialect.GRPC, SETTINGS, manager),
     ):
         found = api_listener("users:80", USERS, dialect, settings, "orders")
@@ -364,7 +365,7 @@ def expected_inbound(*routes: dict[str, Any]) -> Listener:
         },
         "forwardClientCertDetails": "SANITIZE_SET",
         "setCurrentClientCertDetails": {"uri": True},
-        "upgradeConfigs": [{"upgradeType": "CONNECT"}],
+        "upgradeConfigs": [{"upgradeType": "CONNECT"}, {"upgradeType": "websocket"}],
         "streamIdleTimeout": "0s",
         "tracing": tracing("users"),
         "accessLog": [STDOUT],

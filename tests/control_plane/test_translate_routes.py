@@ -84,6 +84,11 @@ def test_a_port_of_opaque_tcp_has_the_route_for_connect_alone() -> None:
     assert list(host.routes) == [ParseDict(CONNECT, Route())]
 
 
+def test_a_port_that_is_declared_to_be_http_has_no_route_for_connect() -> None:
+    [host] = configuration(port=ServicePort("http", 80, 8080, AppProtocol.HTTP, declared=True)).virtual_hosts
+    assert [found.name for found in host.routes] == ["default"]
+
+
 def test_grpc_clients_get_neither_connect_nor_retries() -> None:
     expected = {
         "name": USERS,
