@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Generator
 
 from benchmarks.processes import START_TIMEOUT, BenchError
-from benchmarks.soak_mesh import Replica, SoakMesh, kill
+from benchmarks.soak_mesh import Replica, SoakMesh, State, kill
 
 Disturbance = Generator[float | Callable[[], bool], None, None]
 
 NOTICED = 1.0
-"""Seconds until the cluster has seen that a Pod is gone, and takes it off the list."""
+"""Seconds until the cluster has seen that a Pod is gone, and says so."""
 RESTART = 1.0
 """Seconds more until it is started again."""
 SETTLE = 0.5
@@ -25,26 +25,26 @@ SETTLE = 0.5
 
 
 def crash(mesh: SoakMesh, replica: Replica) -> Disturbance:
-    """SIGKILL for the sidecar and its application, as when a node goes."""
+    """SIGKILL for the sidecar and its application; the Pod's containers are started again."""
     kill(replica.sidecar, replica.application)
     yield NOTICED
-    mesh.list_endpoint(replica, False)
+    mesh.publish(replica, State.NOT_READY)
     yield RESTART
     replica.start_application()
     replica.start_sidecar()
     yield replica.ready
-    mesh.list_endpoint(replica, True)
+    mesh.publish(replica, State.READY)
 
 
 def lose_application(mesh: SoakMesh, replica: Replica) -> Disturbance:
     """SIGKILL for the application alone; the readiness probe fails a moment later."""
     kill(replica.application)
     yield NOTICED
-    mesh.list_endpoint(replica, False)
+    mesh.publish(replica, State.NOT_READY)
     yield RESTART
     replica.start_application()
     yield replica.application_ready
-    mesh.list_endpoint(replica, True)
+    mesh.publish(replica, State.READY)
 
 
 def restart_application(mesh: SoakMesh, replica: Replica) -> Disturbance:
@@ -56,17 +56,34 @@ def restart_application(mesh: SoakMesh, replica: Replica) -> Disturbance:
 
 
 def roll(mesh: SoakMesh, replica: Replica) -> Disturbance:
-    """A rolling update: SIGTERM for the sidecar, the list follows, the application ends last."""
+    """A rolling update: SIGTERM for the sidecar, the EndpointSlice follows, the application ends last; then
+    a new Pod at the same address, which is listed before it is ready."""
     replica.sidecar.send(signal.SIGTERM)
     yield 0.2
-    mesh.list_endpoint(replica, False)
+    mesh.publish(replica, State.TERMINATING)
     yield lambda: not replica.sidecar.alive
     replica.application.send(signal.SIGTERM)
     yield lambda: not replica.application.alive
+    mesh.publish(replica, State.ABSENT)
+    yield RESTART
+    mesh.publish(replica, State.NOT_READY)
     replica.start_application()
     replica.start_sidecar()
     yield replica.ready
-    mesh.list_endpoint(replica, True)
+    mesh.publish(replica, State.READY)
+
+
+def vanish(mesh: SoakMesh, replica: Replica) -> Disturbance:
+    """SIGKILL for both, and the Pod is gone; the next one at its address is listed only once it is ready,
+    so that callers may hear of it before its own sidecar has its listener."""
+    kill(replica.sidecar, replica.application)
+    yield NOTICED
+    mesh.publish(replica, State.ABSENT)
+    yield RESTART
+    replica.start_application()
+    replica.start_sidecar()
+    yield replica.ready
+    mesh.publish(replica, State.READY)
 
 
 KINDS = {
@@ -74,6 +91,7 @@ KINDS = {
     "lose application": lose_application,
     "roll": roll,
     "restart application": restart_application,
+    "vanish": vanish,
 }
 KEEPS_SIDECAR = ("lose application", "restart application")
 

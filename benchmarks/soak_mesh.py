@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from contextlib import ExitStack
+from enum import Enum
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,15 @@ AUTHORITY = f"files.{NAMESPACE}.svc.cluster.local"
 APPLICATION_PORT = 8080
 BODY_BYTES = 128
 PILOTFISH = str(Path(sys.executable).parent / "pilotfish")
+
+
+class State(Enum):
+    """Of a Pod, by the conditions of its endpoint."""
+
+    ABSENT = None
+    NOT_READY = {"ready": False, "serving": False, "terminating": False}
+    READY = {"ready": True, "serving": True, "terminating": False}
+    TERMINATING = {"ready": False, "serving": True, "terminating": True}
 
 
 class Replica:
@@ -105,7 +115,7 @@ class SoakMesh:
         self.replicas = [
             Replica(self, f"files-{index + 1}", f"{network}.{11 + index}") for index in range(replicas)
         ]
-        self._listed = {replica.name for replica in self.replicas}
+        self._states = {replica.name: State.READY for replica in self.replicas}
         self.route_saves = 0
 
     def log(self, name: str) -> Path:
@@ -178,16 +188,20 @@ class SoakMesh:
 
     # --- configuration ---------------------------------------------------------------------------
 
-    def list_endpoint(self, replica: Replica, listed: bool) -> None:
-        """As the cluster does it when a Pod becomes ready or goes."""
-        (self._listed.add if listed else self._listed.discard)(replica.name)
+    def publish(self, replica: Replica, state: State) -> None:
+        """Change what the EndpointSlice says of it, as the cluster does when it notices."""
+        self._states[replica.name] = state
         self.write_endpoints()
 
     def write_endpoints(self) -> None:
         endpoints: list[dict[str, object]] = [
-            {"addresses": [replica.address], "targetRef": {"kind": "Pod", "name": replica.name}}
+            {
+                "addresses": [replica.address],
+                "conditions": state.value,
+                "targetRef": {"kind": "Pod", "name": replica.name},
+            }
             for replica in self.replicas
-            if replica.name in self._listed
+            if (state := self._states[replica.name]) is not State.ABSENT
         ]
         self._write("endpoints.yaml", [_endpoint_slice(endpoints)], atomic=True)
 
@@ -207,7 +221,7 @@ class SoakMesh:
         os.replace(fresh, path)
 
     def __repr__(self) -> str:
-        return f"<SoakMesh {self.network}.0/24 listed={sorted(self._listed)} route_saves={self.route_saves}>"
+        return f"<SoakMesh {self.network}.0/24 {self._states} route_saves={self.route_saves}>"
 
 
 def outbound_address(mesh: SoakMesh) -> str:
