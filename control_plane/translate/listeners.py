@@ -18,6 +18,10 @@ from envoy.config.route.v3.route_pb2 import RouteConfiguration
 from envoy.config.trace.v3.http_tracer_pb2 import Tracing
 from envoy.config.trace.v3.opentelemetry_pb2 import OpenTelemetryConfig
 from envoy.extensions.access_loggers.stream.v3.stream_pb2 import StdoutAccessLog
+from envoy.extensions.filters.http.adaptive_concurrency.v3.adaptive_concurrency_pb2 import (
+    AdaptiveConcurrency,
+    GradientControllerConfig,
+)
 from envoy.extensions.filters.http.router.v3.router_pb2 import Router
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
     HttpConnectionManager,
@@ -63,7 +67,7 @@ def inbound_listener(workload: WorkloadPort, settings: MeshSettings) -> Listener
         stat_prefix=name,
         codec_type=HttpConnectionManager.HTTP2,
         route_config=_inbound_routes(name, workload),
-        http_filters=[_router()],
+        http_filters=[_adaptive_concurrency(), _router()],
         http2_protocol_options=http2_options(accept_connect=True),
         forward_client_cert_details=HttpConnectionManager.SANITIZE_SET,
         set_current_client_cert_details=HttpConnectionManager.SetCurrentClientCertDetails(uri=True),
@@ -98,6 +102,14 @@ def _inbound_routes(name: str, workload: WorkloadPort) -> RouteConfiguration:
         routes.append(Route(name="default", match=RouteMatch(prefix="/"), route=action))
     return RouteConfiguration(
         name=name, virtual_hosts=[VirtualHost(name="inbound", domains=["*"], routes=routes)]
+    )
+
+
+def _adaptive_concurrency() -> HttpFilter:
+    """Overload protection of the application, with the sidecar's own defaults."""
+    return HttpFilter(
+        name="envoy.filters.http.adaptive_concurrency",
+        typed_config=pack(AdaptiveConcurrency(gradient_controller_config=GradientControllerConfig())),
     )
 
 

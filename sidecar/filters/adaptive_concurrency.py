@@ -129,7 +129,7 @@ class AdaptiveConcurrencyFilter:
         return LocalReply(
             503,
             "UO",
-            f"the application is overloaded: {limit.in_flight} requests are in flight, which is as many as it "
+            f"the application is overloaded: {limit.in_flight} requests are in flight, as many as it "
             "answers in good time (adaptive concurrency); try again later",
             GRPC_RESOURCE_EXHAUSTED,
             ((b"retry-after", b"1"),),

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from sidecar.config.matcher import CompiledRoutes
 from sidecar.config.resources import HttpConnectionManagerConfig
 from sidecar.http.buffer_budget import BufferBudget
+from sidecar.http.filter_chain import HttpFilter
 from sidecar.protocol.events import Field, RequestHead
 from sidecar.telemetry.access_log import AccessLog
 from sidecar.telemetry.metrics import Metrics, RouteStats
@@ -62,6 +63,7 @@ class HttpContext:
     """Monotonic seconds with full resolution (an event loop's own time is cached)."""
     random: Random
     budget: BufferBudget
+    filters: tuple[HttpFilter, ...] = ()
     direction: str = field(init=False)
 
     def __post_init__(self) -> None:

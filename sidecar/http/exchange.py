@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sidecar.http.context import Downstream, HttpContext
+from sidecar.http.filter_chain import HttpFilter, admit
 from sidecar.http.local_reply import LocalReply, grpc_status_of, grpc_trailers, render
 from sidecar.http.record import record_exchange
 from sidecar.http.router import RouterRequest
@@ -39,6 +40,7 @@ class Exchange:
         "idle_looks",
         "idle_mark",
         "on_done",
+        "passed",
         "request_ended",
         "response_ended",
         "router",
@@ -86,11 +88,18 @@ class Exchange:
         self.idle_mark = -1
         self.idle_looks = 0
         """Progress at the last look for idleness, and how many looks in a row found no change."""
+        self.passed: tuple[HttpFilter, ...] = ()
+        """Filters that let the request pass and wait to hear of its answer."""
         self.router = RouterRequest(self)
 
     def start(self, end_stream: bool) -> None:
-        """Route it. Called once, after `stream.handler` was set."""
+        """Ask the filters, then route it. Called once, after `stream.handler` was set."""
         self.request_ended = end_stream
+        if self.context.filters:
+            self.passed, reply = admit(self.context.filters, self)
+            if reply is not None:
+                self.reply(reply)
+                return
         self.router.start(end_stream)
 
     # --- from downstream -------------------------------------------------------------------------
@@ -154,6 +163,8 @@ class Exchange:
 
     def send_response(self, head: ResponseHead, end_stream: bool) -> None:
         self.status = head.status
+        if self.passed:
+            self._tell_filters()
         self.stream.send_response(head, end_stream)
         if end_stream:
             self._end_response()
@@ -244,6 +255,8 @@ class Exchange:
     def _finish(self) -> None:
         if self.done:
             return
+        if self.passed:
+            self._tell_filters()
         self.router.finish()
         if self.held:
             self.context.budget.add(-self.held)
@@ -251,6 +264,11 @@ class Exchange:
         self.done = True
         record_exchange(self)
         self.on_done(self)
+
+    def _tell_filters(self) -> None:
+        passed, self.passed = self.passed, ()
+        for each in passed:
+            each.on_response(self)
 
     def count_held(self) -> None:
         """Report to the process-wide budget what is buffered here: bytes that one side has sent and the

@@ -30,13 +30,28 @@ class Failure(Enum):
     REFUSED = "refused-stream"
     NOT_SENT = "reset-before-request"
     RESET = "reset"
+    MALFORMED = "upstream-protocol-error"
     PER_TRY_TIMEOUT = "per-try-timeout"
+
+
+_BROKEN_PROTOCOL = frozenset(
+    {
+        ErrorCode.PROTOCOL_ERROR,
+        ErrorCode.FLOW_CONTROL_ERROR,
+        ErrorCode.FRAME_SIZE_ERROR,
+        ErrorCode.STREAM_CLOSED,
+        ErrorCode.COMPRESSION_ERROR,
+        ErrorCode.ENHANCE_YOUR_CALM,
+    }
+)
+"""Codes with which our own codec turns down what a peer sent: a malformed or too large response."""
 
 
 def classify(reset: Reset) -> Failure:
     """What a reset before the response head says about the request."""
     if reset.processed:
-        return Failure.RESET
+        broken = not reset.remote and reset.code in _BROKEN_PROTOCOL
+        return Failure.MALFORMED if broken else Failure.RESET
     return Failure.REFUSED if reset.code == ErrorCode.REFUSED_STREAM else Failure.NOT_SENT
 
 
@@ -47,9 +62,10 @@ _CONDITIONS = {
         {"reset-before-request", "refused-stream", "connect-failure", "5xx", "reset"}
     ),
     Failure.RESET: frozenset({"reset", "5xx", "gateway-error"}),
+    Failure.MALFORMED: frozenset({"reset", "5xx", "gateway-error"}),
     Failure.PER_TRY_TIMEOUT: frozenset({"reset", "5xx", "gateway-error"}),
 }
-_MAYBE_PROCESSED = (Failure.RESET, Failure.PER_TRY_TIMEOUT)
+_MAYBE_PROCESSED = (Failure.RESET, Failure.MALFORMED, Failure.PER_TRY_TIMEOUT)
 
 
 def retries_failure(policy: RetryPolicy, method: bytes, failure: Failure) -> bool:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sidecar.upstream.endpoint import Endpoint
 
 KEPT_BODY_LIMIT = 65536
+_STATUS = {Failure.PER_TRY_TIMEOUT: 504, Failure.MALFORMED: 502}
 
 
 class RouterRequest:
@@ -419,7 +420,8 @@ class RouterRequest:
             return
         failure = classify(reset)
         self._end_attempt(attempt, failure is not Failure.NOT_SENT)
-        self._failed(failure, "UC" if not reset.remote else "UR", text)
+        flag = "UPE" if failure is Failure.MALFORMED else "UR" if reset.remote else "UC"
+        self._failed(failure, flag, text)
 
     def _on_try_timeout(self, attempt: Attempt, seconds: float) -> None:
         where = f"{attempt.endpoint.name} ({attempt.endpoint.address})"
@@ -494,9 +496,12 @@ class RouterRequest:
             flag = f"{flag},URX"
         elif policy is not None and not wanted and failure in (Failure.RESET, Failure.PER_TRY_TIMEOUT):
             text = f"{text}; not sent again: {method.decode('latin-1')} may have been processed"
-        reply = LocalReply(504 if failure is Failure.PER_TRY_TIMEOUT else 503, flag, text)
+        reply = LocalReply(_STATUS.get(failure, 503), flag, text)
         if failure in (Failure.CONNECT, Failure.REFUSED, Failure.NOT_SENT):
             self._unavailable(reply)
+        elif failure is Failure.MALFORMED:
+            self._cancel_timers()
+            self.exchange.reply(reply)  # another try would bring the same; the caller is told what was wrong
         else:
             self._broken(reply)
 

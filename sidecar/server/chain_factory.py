@@ -17,6 +17,7 @@ from sidecar.config.resources import (
     TcpProxyConfig,
     TracingConfig,
 )
+from sidecar.filters.registry import make_filters
 from sidecar.http.buffer_budget import BufferBudget
 from sidecar.http.context import Clock, HttpContext, RouteSource
 from sidecar.server.chain import Chain, HttpChain, MakeH2, TcpChain
@@ -79,6 +80,7 @@ class ChainFactory:
             now=self._now,
             random=self._random,
             budget=self._budget,
+            filters=make_filters(http.filters),
         )
         tunnel = None
         if http.on_demand:
