@@ -297,6 +297,13 @@ ROUTER = {
     "name": "envoy.filters.http.router",
     "typedConfig": {"@type": f"{TYPES}.filters.http.router.v3.Router"},
 }
+OVERLOAD = {
+    "name": "envoy.filters.http.adaptive_concurrency",
+    "typedConfig": {
+        "@type": f"{TYPES}.filters.http.adaptive_concurrency.v3.AdaptiveConcurrency",
+        "gradientControllerConfig": {},
+    },
+}
 STDOUT = {
     "name": "envoy.access_loggers.stdout",
     "typedConfig": {"@type": f"{TYPES}.access_loggers.stream.v3.StdoutAccessLog"},
@@ -357,7 +364,7 @@ def expected_inbound(*routes: dict[str, Any]) -> Listener:
             "name": name,
             "virtualHosts": [{"name": "inbound", "domains": ["*"], "routes": [connect, *routes]}],
         },
-        "httpFilters": [ROUTER],
+        "httpFilters": [OVERLOAD, ROUTER],
         "http2ProtocolOptions": {
             "initialStreamWindowSize": 262144,
             "initialConnectionWindowSize": 1048576,
