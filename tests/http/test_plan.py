@@ -1,0 +1,82 @@
+"""What is remembered with a head, and what must never be remembered."""
+
+from __future__ import annotations
+
+from sidecar.config.resources import HeaderOperation, RouteMatch, WeightedCluster
+from sidecar.protocol.events import Field, RequestHead, ResponseHead
+from tests.support.exchange_rig import RecordingCluster, Rig, get, route, table
+
+XFCC = b"x-forwarded-client-cert"
+REMOVE = HeaderOperation("remove", b"x-secret")
+
+
+def sent(rig: Rig, head: RequestHead) -> RequestHead:
+    rig.send(head)
+    upstream = rig.upstream
+    received: RequestHead = upstream.heads[0]
+    upstream.handler.on_response(ResponseHead(200), True)
+    upstream.dead = True
+    return received
+
+
+def test_an_operation_reaches_a_field_that_is_literal_although_a_head_without_it_came_first() -> None:
+    rig = Rig(route(request_headers=(REMOVE,)))
+    head = get((b"accept", b"*/*"))
+    assert sent(rig, head).get(b"accept") == b"*/*"
+    assert sent(rig, head.with_fresh(((b"x-secret", b"1"),))).get(b"x-secret") is None
+    assert sent(rig, head.with_fresh(((b"x-other", b"1"),))).get(b"x-other") == b"1"
+
+
+def test_a_client_certificate_field_is_stripped_wherever_it_stands() -> None:
+    forged: tuple[Field, ...] = ((XFCC, b"URI=spiffe://forged"),)
+    own: tuple[Field, ...] = ((XFCC, b"URI=spiffe://caller"),)
+    rig = Rig(client_cert=own)
+    assert sent(rig, get(*forged)).get_all(XFCC) == [b"URI=spiffe://caller"]
+    assert sent(rig, get(fresh=forged)).get_all(XFCC) == [b"URI=spiffe://caller"]
+
+
+def test_a_client_certificate_field_that_is_kept_comes_before_ours() -> None:
+    theirs: tuple[Field, ...] = ((XFCC, b"theirs"),)
+    rig = Rig(client_cert=((XFCC, b"ours"),), keep_client_cert=True)
+    assert sent(rig, get(*theirs)).get_all(XFCC) == [b"theirs", b"ours"]
+    assert sent(rig, get(fresh=theirs)).get_all(XFCC) == [b"theirs", b"ours"]
+
+
+def test_heads_that_differ_only_in_a_literal_content_type_are_told_apart() -> None:
+    rig = Rig()
+    rig.clusters.clear()
+    head = get(method=b"POST")
+    first, _ = rig.send(head.with_fresh(((b"content-type", b"application/grpc"),)))
+    second, _ = rig.send(head.with_fresh(((b"content-type", b"application/json"),)))
+    assert first.heads[0].get(b"grpc-status") == b"14"
+    assert second.heads[0].status == 503
+
+
+def test_a_repeated_head_costs_one_plan_and_a_new_table_makes_a_new_one() -> None:
+    rig = Rig()
+    head = get()
+    assert sent(rig, head) is sent(rig, head)
+    rig.routes.table = table(route(match=RouteMatch(path="/")))
+    sent(rig, head)
+    memo = head.memo["plans"]
+    assert memo[0] is rig.routes.table
+    assert len(memo[1]) == 1
+
+
+def test_a_cluster_of_weight_zero_gets_nothing() -> None:
+    clusters = (WeightedCluster("idle", 0), WeightedCluster("users", 1), WeightedCluster("gone", 0))
+    rig = Rig(route(clusters=clusters))
+    rig.clusters["idle"] = rig.clusters["gone"] = RecordingCluster()
+    for _ in range(50):
+        sent(rig, get())
+    assert len(rig.cluster.finished) == 50
+
+
+def test_weights_are_kept_to() -> None:
+    rig = Rig(route(clusters=(WeightedCluster("users", 3), WeightedCluster("other", 1))))
+    rig.clusters["other"] = other = RecordingCluster()
+    for _ in range(400):
+        stream, _ = rig.send(get())
+        stream.die()
+    assert len(rig.cluster.finished) + len(other.finished) == 400
+    assert 260 < len(rig.cluster.finished) < 340
