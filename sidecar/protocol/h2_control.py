@@ -201,7 +201,8 @@ class H2Control(H2Sender):
             self.check_not_idle(stream_id, "RST_STREAM")
             self.incur(1, "RST_STREAM frames")
             return
-        if stream.local == HEAD or self.client:
+        if stream.local == HEAD and not self.client:
+            # A server can only refuse what it was sent, and does so to all when its application is gone.
             self.incur(_RESET_COST, "streams reset before their response")
         code = int.from_bytes(payload, "big")
         self.remember_closed(stream_id, True)
