@@ -456,11 +456,13 @@ class Connection(asyncio.Protocol):
             return
         if session is not None:
             try:
-                data = session.encrypt(data)
+                records = session.encrypt(data)
             except TlsError as error:
                 self._fail(f"TLS connection with {self.peer.remote_text} failed: {error}")
                 return
-        transport.write(data)
+            transport.writelines(records)
+        else:
+            transport.write(data)
 
     def _on_read_pause(self, paused: bool) -> None:
         transport = self._transport

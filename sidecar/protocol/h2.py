@@ -74,13 +74,9 @@ class H2Codec(H2Control):
         try:
             if self._preface_left:
                 data = self._receive_preface(data)
-            if self._partial:
-                self._partial += data
-                if len(self._partial) < self._needed:
-                    return
-                data = bytes(self._partial)
-                self._partial.clear()
-            self._frames(data)
+            start = self._complete_frame(data) if self._partial else 0
+            if start < len(data):
+                self._frames(data, start)
         except ConnectionFailure as failure:
             self.fail(failure.code, failure.text)
         finally:
@@ -93,9 +89,26 @@ class H2Codec(H2Control):
         self._preface_left = expected[len(data) :]
         return data[len(expected) :]
 
-    def _frames(self, data: bytes) -> None:
-        """Take every whole frame of `data`; keep the rest until more comes."""
-        pos = 0
+    def _complete_frame(self, data: bytes) -> int:
+        """Take the frame that an earlier piece began; returns where the next one begins. Only this frame is
+        put together anew: large bodies come in pieces that hold many."""
+        partial = self._partial
+        start = 0
+        while partial:
+            end = start + self._needed - len(partial)
+            partial += memoryview(data)[start:end]
+            if end > len(data):
+                return len(data)
+            frame = bytes(partial)
+            partial.clear()
+            self._frames(frame, 0)  # a mere frame header comes back as partial, its length then known
+            if self.failed:
+                return len(data)
+            start = end
+        return start
+
+    def _frames(self, data: bytes, pos: int) -> None:
+        """Take every whole frame of `data` from `pos` on; keep the rest until more comes."""
         size = len(data)
         max_frame_size = self.options.max_frame_size
         while size - pos >= 9:
