@@ -496,6 +496,10 @@ class RouterRequest:
             flag = f"{flag},URX"
         elif policy is not None and not wanted and failure in (Failure.RESET, Failure.PER_TRY_TIMEOUT):
             text = f"{text}; not sent again: {method.decode('latin-1')} may have been processed"
+        elif wanted and not self.intact:
+            text = f"{text}; not sent again: the body that was sent is not kept"
+        elif wanted and self._may_resend():
+            text = f"{text}; not sent again: the retry budget of the cluster is spent"
         reply = LocalReply(_STATUS.get(failure, 503), flag, text)
         if failure in (Failure.CONNECT, Failure.REFUSED, Failure.NOT_SENT):
             self._unavailable(reply)
