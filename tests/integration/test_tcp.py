@@ -82,7 +82,7 @@ def test_the_bytes_went_over_mtls_to_the_sidecar(shop: Shop) -> None:
         assert read_exactly(wire, len(HELLO)) == HELLO
     assert shop.sidecars["backend-1"].stats("listeners", listener=inbound)["requests"] == before + 1
     line = shop.shopper.logged(authority="echo.shop.svc:7000")
-    assert (line["protocol"], line["upstream"], line["bytes_out"]) == ("TCP", "backend-1", len(HELLO))
+    assert (line["protocol"], line["upstream"], line["bytes_out"]) == ("TCP", "backend-1", len(HELLO + BYE))
 
 
 def test_tls_of_the_applications_passes_through_a_tunnel_untouched(shop: Shop, tmp_path: Path) -> None:

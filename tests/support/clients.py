@@ -21,7 +21,7 @@ TIMEOUT = 30.0
 class Answer:
     status: int
     headers: dict[str, str]
-    body: bytes
+    body: bytearray
     trailers: dict[str, str] = field(default_factory=dict)
     reset: int | None = None
     """Error code of the RST_STREAM that ended it."""
@@ -43,7 +43,7 @@ def fetch(
         connection.request(method, path, body, dict(headers or {}), encode_chunked=False)
         response = connection.getresponse()
         fields = {name.lower(): value for name, value in response.getheaders()}
-        return Answer(response.status, fields, response.read())
+        return Answer(response.status, fields, bytearray(response.read()))
     finally:
         connection.close()
 
@@ -67,6 +67,7 @@ class H2Client:
         self.hold: set[int] = set()
         self.goaways: list[h2.events.ConnectionTerminated] = []
         self.closed = False
+        self._unread = b""
         self.flush()
 
     def __enter__(self) -> H2Client:
@@ -90,7 +91,7 @@ class H2Client:
         stream = self.h2.get_next_available_stream_id()
         pseudo = [(":method", method), (":scheme", "http"), (":authority", authority), (":path", path)]
         self.h2.send_headers(stream, [*pseudo, *headers], end_stream=end)
-        self.answers[stream] = Answer(0, {}, b"")
+        self.answers[stream] = Answer(0, {}, bytearray())
         self.flush()
         return stream
 
@@ -119,8 +120,12 @@ class H2Client:
         if not data:
             self.closed = True
             return False
-        for event in self.h2.receive_data(data):
-            self._on_event(event)
+        self._unread += data
+        while len(self._unread) >= 9 and len(self._unread) >= (size := 9 + int.from_bytes(self._unread[:3])):
+            # Frame by frame, because of what happens at a GOAWAY.
+            frame, self._unread = self._unread[:size], self._unread[size:]
+            for event in self.h2.receive_data(frame):
+                self._on_event(event)
         self.flush()
         return True
 
@@ -142,6 +147,8 @@ class H2Client:
             self.ended.add(event.stream_id)
         elif isinstance(event, h2.events.ConnectionTerminated):
             self.goaways.append(event)
+            # The package takes the connection for closed; streams that are open go on (RFC 9113 section 6.8).
+            self.h2.state_machine.state = h2.connection.ConnectionState.CLIENT_OPEN
 
     def wait(self, stream: int) -> Answer:
         """Until the stream has ended."""
