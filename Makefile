@@ -44,6 +44,8 @@ soak: install debian ## 2,000 requests a second for ten minutes while replicas c
 
 proto: install ## Generate protobuf modules
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. mesh_api/ca.proto
+	cd examples/shop/apps && ../../../$(BIN)/python -m grpc_tools.protoc -I . \
+		--python_out=. --pyi_out=. --grpc_python_out=. greeter.proto
 
 clean: ## Remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info

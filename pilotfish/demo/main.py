@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,8 +40,7 @@ def run_demo(keep: bool) -> int:
     if refused := taken(wanted):
         report.show_taken(console, refused, wanted)
         return 1
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    _obey_signals()
     folder = Path(tempfile.mkdtemp(prefix="pilotfish-demo-"))
     collector = Collector(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", ""))
     mesh = Mesh(folder, collector.address)
@@ -57,7 +55,7 @@ def run_demo(keep: bool) -> int:
         status = _INTERRUPTED
     finally:
         _stop(console, mesh, collector)
-        if status:
+        if status not in (0, _INTERRUPTED):
             console.print(f"Logs and configuration stay in {folder}")
         else:
             shutil.rmtree(folder)
@@ -86,15 +84,22 @@ def _until_interrupted(check: Callable[[], None]) -> None:
 
 def _stop(console: Console, mesh: Mesh, collector: Collector) -> None:
     """Everything ends, even if the user presses Ctrl-C again and again."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     stubborn = mesh.processes.stop()
     collector.stop()
     if stubborn:
         console.print(f"[yellow]did not end on SIGTERM and were killed: {', '.join(stubborn)}[/]")
     if forwarded := collector.forwarded():
         console.print(forwarded)
+
+
+def _obey_signals() -> None:
+    """SIGINT too: a shell that starts a program in the background has it ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means it
+        signal.signal(signal.SIGHUP, _interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
