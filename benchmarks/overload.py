@@ -115,6 +115,7 @@ class Load:
     def __init__(self, host: str, port: int) -> None:
         self._address = (host, port)
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._writers: list[asyncio.StreamWriter] = []
         self._times: list[float] = []
         self._refused = 0
         self._failed = 0
@@ -149,7 +150,7 @@ class Load:
     async def _request(self, measured: bool) -> None:
         begin = time.perf_counter()
         try:
-            reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(*self._address)
+            reader, writer = self._idle.pop() if self._idle else await self._connect()
             writer.write(b"GET / HTTP/1.1\r\nhost: app\r\n\r\n")
             head = await reader.readuntil(b"\r\n\r\n")
             length = int(head.lower().partition(b"content-length: ")[2].split(b"\r", 1)[0])
@@ -167,9 +168,15 @@ class Load:
         else:
             self._failed += 1
 
-    def close(self) -> None:
-        for _, writer in self._idle:
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection(*self._address)
+        self._writers.append(writer)
+        return reader, writer
+
+    async def close(self) -> None:
+        for writer in self._writers:
             writer.close()
+        await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
 
 
 def free_ports(host: str, count: int) -> list[int]:
@@ -198,10 +205,12 @@ async def measure(
             await _accepts(host, port)
             return [await load.run(each * CAPACITY, warm_up, seconds) for each in loads]
         finally:
-            load.close()
+            await load.close()
             sidecar.terminate()
             await sidecar.wait()
             server.close()
+            await server.wait_closed()
+            await asyncio.sleep(0.1)  # connections of the application end
 
 
 async def _accepts(host: str, port: int) -> None:

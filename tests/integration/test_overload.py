@@ -1,4 +1,4 @@
-"""An application of fixed concurrency behind a sidecar with overload protection, at three times its capacity."""
+"""An application of fixed concurrency behind a sidecar with overload protection, at thrice its capacity."""
 
 from __future__ import annotations
 
