@@ -393,7 +393,8 @@ class HttpConnectionManagerConfig:
     stream_idle_timeout: float = 300.0
     idle_timeout: float = 3600.0
     """Of a connection without streams."""
-    request_headers_timeout: float = 0.0
+    request_headers_timeout: float = 10.0
+    """For a request head from its first byte, and for a connection to begin its first; Envoy has no limit."""
     max_request_headers_kb: int = 64
     max_headers_count: int = 100
     drain_timeout: float = 5.0

@@ -45,7 +45,7 @@ from sidecar.protocol.h1_write import FieldBlock, FieldError, merge_length, stat
 class H1ServerCodec(H1Connection):
     """One connection from a client. `available` and `open_stream` are for the other side."""
 
-    __slots__ = ("_eof", "_heads", "leave")
+    __slots__ = ("_begun", "_eof", "_heads", "leave")
 
     _stream: H1ServerStream | None
 
@@ -53,6 +53,8 @@ class H1ServerCodec(H1Connection):
         super().__init__(handler, options)
         self._heads: dict[bytes, ParsedRequest] = {}
         self._eof = False
+        self._begun = 0
+        """Requests so far."""
         self.leave = False
         """Close when the exchange on the way is over."""
 
@@ -183,6 +185,7 @@ class H1ServerCodec(H1Connection):
             parsed = self._parse(raw)
         self._stream = stream = H1ServerStream(self, parsed)
         self.active_streams = 1
+        self._begun += 1
         body = parsed.body
         if not body:
             stream.receiving = DONE
@@ -221,6 +224,28 @@ class H1ServerCodec(H1Connection):
         if self._eof and stream.receiving == TUNNEL:
             stream.receiving = DONE
             stream.deliver(b"", True)
+
+    # --- heads that do not end
+
+    def awaited_head(self) -> int:
+        """See `ConnectionManager`. A connection that has had a request may be idle; one that is answered and
+        has not sent the rest of its body delays its next head."""
+        if self._output_paused or self.should_close:
+            return -1
+        if self._stream is None:
+            waiting = bool(self._input) or not self._begun
+        else:
+            waiting = not self.active_streams
+        return self._begun if waiting else -1
+
+    def refuse_late_head(self) -> None:
+        """408 (RFC 9110 section 15.5.9); nothing to a client that has said nothing."""
+        if self._input and self._stream is None:
+            self._refuse(408, "the request head took too long")
+            return
+        if self._stream is not None:
+            self._stream.finish()
+        self.close()
 
     # --- endings
 

@@ -145,6 +145,17 @@ class H2Codec(H2Control):
             self._needed = 9
             self._partial += memoryview(data)[pos:]
 
+    def awaited_head(self) -> int:
+        """Server side, see `ConnectionManager`: preface, first SETTINGS and header sections."""
+        partial = self._partial
+        if self._gate or (len(partial) > 3 and partial[3] in (frames.HEADERS, frames.CONTINUATION)):
+            return self.last_opened_id
+        return -1
+
+    def refuse_late_head(self) -> None:
+        """End the connection: what may follow a header section that is never finished is unknown."""
+        self.fail(ErrorCode.ENHANCE_YOUR_CALM, "the header section took too long")
+
     # --- HEADERS and CONTINUATION -------------------------------------------------------------
 
     def _on_headers_frame(self, stream_id: int, flags: int, payload: bytes) -> None:

@@ -39,10 +39,11 @@ from tests.support.sidecars import (
     tls,
 )
 
-HEAD_TIMEOUT = 1.0
+HEAD_TIMEOUT = 0.5
 """Seconds: `request_headers_timeout` of both listeners."""
-STREAM_IDLE = 4.0
+STREAM_IDLE = 2.0
 """Seconds: `stream_idle_timeout` of both listeners."""
+POLITE = 8081
 EVIL_H1 = 9001
 EVIL_H2 = 9002
 WORST = 1.0
@@ -66,12 +67,15 @@ class Target:
         self.files = {
             name: self.ca.write_files(directory, SPIFFE + name, name=name) for name in ("caller", "server")
         }
+        self._sockets: list[socket.socket] = []
         self.app = start_app(self.host, APP, "victim", directory)
+        self.polite_app = start_app(self.host, POLITE, "polite", directory)
         self.sidecar = Sidecar("target", self._tree(), directory).ready()
 
     def _tree(self) -> Tree:
         routes = [
             {"name": "direct", "match": {"prefix": "/direct"}, "direct_response": {"status": 200}},
+            route("/status", "polite"),
             route("/evil1", "evil1", timeout="8s"),
             route("/evil2", "evil2", timeout="8s"),
             route("/", "app"),
@@ -86,6 +90,7 @@ class Target:
             listeners.append(listener(name, address(self.host, port), network, socket_of))
         clusters = [
             cluster("app", [(self.host, APP)]),
+            cluster("polite", [(self.host, POLITE)]),
             cluster("evil1", [(self.host, EVIL_H1)]),
             cluster("evil2", [(self.host, EVIL_H2)], http2=True),
         ]
@@ -94,6 +99,7 @@ class Target:
     def stop(self) -> None:
         self.sidecar.stop()
         self.app.stop()
+        self.polite_app.stop()
 
     # --- what an attack costs
 
@@ -132,15 +138,27 @@ class Target:
     # --- connections
 
     def connect(self, at: tuple[str, int] | None = None) -> socket.socket:
+        """Closed by `hang_up`, at the latest."""
         sock = socket.create_connection(at or self.plain, 10.0)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sockets.append(sock)
         return sock
 
+    def connect_tls(self, context: ssl.SSLContext | None = None) -> ssl.SSLSocket:
+        """Over the mTLS listener, as the peer it expects unless `context` is another's."""
+        context = context or client_context(self.files["caller"])
+        sock = context.wrap_socket(self.connect(self.mtls), server_hostname="server.test")
+        self._sockets.append(sock)
+        return sock
+
+    def hang_up(self) -> None:
+        """Close every connection of the test."""
+        for sock in self._sockets:
+            sock.close()
+        self._sockets.clear()
+
     def h2(self, settings: dict[int, int] | None = None, tls: bool = False) -> RawH2:
-        sock = self.connect(self.mtls if tls else None)
-        if tls:
-            sock = client_context(self.files["caller"]).wrap_socket(sock, server_hostname="server.test")
-        return RawH2(sock, settings)
+        return RawH2(self.connect_tls() if tls else self.connect(), settings)
 
     def h1(self) -> RawH1:
         return RawH1(self.connect())
