@@ -23,8 +23,9 @@ BASELINE_SECONDS = 300.0
 LOWEST_SHARE = 0.05
 """The baseline is the highest of this share of lowest means: the first answers after a start are the fast
 ones, so single low means say little."""
-IN_USE = 0.8
-"""Share of the limit that must have been in flight for the limit to be raised."""
+SLACK = 0.025
+"""Seconds over the baseline that are never called an overload: a busy machine's scheduler or a collection
+of garbage delays answers that take a fraction of a millisecond by that much."""
 STEEPEST = 0.5
 """The limit at most halves in one update."""
 
@@ -96,12 +97,14 @@ class ConcurrencyLimit:
         self._baseline = lowest[int(len(lowest) * LOWEST_SHARE)]
         config = self._config
         used = self._most_in_flight
-        gradient = min(1.0, config.tolerance * self._baseline / mean)
+        good = max(config.tolerance * self._baseline, self._baseline + SLACK)
+        gradient = min(1.0, good / mean)
         if gradient < 1.0:
             # From what was really in flight: a limit far above it would take many steps to matter.
             wanted = min(self.limit, float(used)) * max(STEEPEST, gradient) + sqrt(used) / 4
             self.limit = min(self.limit, wanted)
-        elif used >= self.limit * IN_USE:
+        else:
+            # Reached or not: in an overload one update brings it down to what is in flight.
             self.limit += max(1.0, sqrt(self.limit))
         self.limit = min(max(self.limit, float(config.min_limit)), float(config.max_limit))
         self._sum = 0.0

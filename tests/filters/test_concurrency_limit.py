@@ -111,6 +111,24 @@ def test_healthy_traffic_is_not_refused_when_its_latency_wanders_a_little() -> N
         start += 20
 
 
+def test_an_application_that_answers_at_once_is_not_overloaded_when_the_machine_stalls_for_a_moment() -> None:
+    limit = fresh()
+    start = 0.0
+    for sleep in (0.0003, 0.004, 0.0003, 0.012, 0.02, 0.0003):
+        outcome = run(limit, Application(10_000, sleep, 0.5), 2000, 10, start=start)
+        assert outcome.refused == 0
+        start += 10
+    # What came together during a stall is let through.
+    assert all(limit.acquire() for _ in range(200))
+
+
+def test_a_limit_that_is_not_reached_rises_again_while_latency_is_good() -> None:
+    limit = fresh()
+    run(limit, Application(10, 0.05), 600, 20)
+    run(limit, Application(10, 0.05), 50, 40, start=20)
+    assert limit.limit > 200
+
+
 def test_the_limit_rises_again_when_the_application_gets_more_workers() -> None:
     limit = fresh()
     run(limit, Application(10, 0.05), 120, 20)
