@@ -16,7 +16,7 @@ CONNECTIONS = 4
 STREAMS = 256
 """At a time on one connection: enough for the rate to hold through a stall of half a second."""
 _ATTEMPTS = re.compile(rb'"attempts":(\d+)')
-_CLEAN = b'"flags":"",'
+_CLEAN = re.compile(rb'"status":200,.*"flags":"",')
 
 
 class Load:
@@ -107,7 +107,7 @@ class AccessLogReader:
                 self.attempts[number] += 1
                 if number > 1:
                     self.counts.retried += 1
-                if _CLEAN not in line:
+                if _CLEAN.search(line) is None:
                     kept.write(line)
                     kept.flush()
 
