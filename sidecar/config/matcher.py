@@ -81,7 +81,7 @@ class CompiledRoute:
 
     def rewrite_path(self, path: bytes) -> bytes:
         """The path (with query) to send upstream for a request that this route matched."""
-        return path if self._rewrite is None else self._rewrite(path)
+        return path if self._rewrite is None or path == b"*" else self._rewrite(path)
 
     def __repr__(self) -> str:
         return f"<CompiledRoute {self.name} static={self.is_static} conditions={len(self.conditions)}>"
@@ -116,6 +116,8 @@ class CompiledVirtualHost:
         if head.method == b"CONNECT" and not head.protocol:
             return next((route for route in self._connect if route.accepts(head, random)), None)
         path = head.path
+        if path == b"*":  # OPTIONS for the server as a whole goes where its root goes
+            path = b"/"
         if b"?" in path:
             path = path[: path.index(b"?")]
         if b"#" in path:

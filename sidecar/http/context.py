@@ -65,9 +65,17 @@ class HttpContext:
     budget: BufferBudget
     filters: tuple[HttpFilter, ...] = ()
     direction: str = field(init=False)
+    websocket: bool = field(init=False)
+    """Upgrades to WebSocket are taken: always in the mesh, elsewhere when `upgrade_configs` says so."""
 
     def __post_init__(self) -> None:
         self.direction = "inbound" if self.inbound else "outbound"
+        self.websocket = self.in_mesh or "websocket" in self.config.upgrades
+
+    @property
+    def in_mesh(self) -> bool:
+        """A sidecar's own inbound or outbound listener, not one that a static bootstrap designed."""
+        return self.inbound or self.config.on_demand
 
 
 @dataclass(slots=True)

@@ -168,6 +168,9 @@ class H1ClientCodec(H1Connection):
                 fields = tuple(field for field in head.fields if field[0] != b"content-length")
                 stream.open_tunnel(ResponseHead(status, fields, head.fresh))
                 return rest
+            if stream.tunnel != b"CONNECT" and status < 300:
+                # RFC 8441 section 5: passed on, it would say that the tunnel is open.
+                raise H1Error(502, f"{status} instead of 101 in answer to an upgrade")
             stream.refuse_tunnel()
         if status in (204, 304) or stream.head_only:
             body = 0

@@ -80,6 +80,8 @@ class H1Options:
     """Received and not yet consumed body bytes at which reading stops."""
     random_bytes: Callable[[int], bytes] = os.urandom
     """For `Sec-WebSocket-Key`."""
+    default_authority: bytes = b""
+    """Whom an HTTP/1.0 request without Host is for (RFC 9112 section 3.3): the address that it came to."""
 
 
 class H1Error(Exception):
@@ -243,7 +245,10 @@ def parse_request(raw: bytes, options: H1Options) -> ParsedRequest:
         raise H1Error(400, f"malformed request: {error}") from None
     method = raw[: raw.index(b" ")]
     http10 = match[2] == b"0"
-    scheme, authority, path = _target(method, match[1], section.hosts, http10, options.scheme)
+    hosts = section.hosts
+    if http10 and not hosts and options.default_authority:
+        hosts = [options.default_authority]
+    scheme, authority, path = _target(method, match[1], hosts, http10, options.scheme)
     length = section.content_length()
     body = CHUNKED if section.chunked(http10) else length or 0
     connection = section.connection

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol as Interface
 
 from mesh_api.names import MESH_ALPN
-from sidecar.config.resources import ClientCert, Http2Options
+from sidecar.config.resources import ClientCert, Http2Options, SocketAddress
 from sidecar.http.context import Downstream, HttpContext
 from sidecar.net.connection import Connection
 from sidecar.protocol.events import Codec, ConnectionHandler, Field, RequestHead, Stream
@@ -36,6 +36,7 @@ def h2_options(
     max_header_bytes: int = 65536,
     max_header_count: int = 100,
     trusted_peer: bool = False,
+    extended_connect: bool = False,
 ) -> H2Options:
     """A codec's options from configuration."""
     return H2Options(
@@ -45,7 +46,7 @@ def h2_options(
         max_frame_size=options.max_frame_size,
         max_header_bytes=max_header_bytes,
         max_header_count=max_header_count,
-        enable_connect_protocol=True,
+        enable_connect_protocol=extended_connect or options.allow_connect,
         trusted_peer=trusted_peer,
     )
 
@@ -124,11 +125,19 @@ class HttpChain:
         header_bytes = config.max_request_headers_kb * 1024
         if http2:
             options2 = h2_options(
-                config.http2, header_bytes, config.max_headers_count, conn.peer.alpn == MESH_ALPN
+                config.http2,
+                header_bytes,
+                config.max_headers_count,
+                conn.peer.alpn == MESH_ALPN,
+                self.context.in_mesh,
             )
             conn.set_codec(self._make_h2(False, manager, options2))
         else:
-            options = H1Options(max_header_bytes=header_bytes, max_header_count=config.max_headers_count)
+            options = H1Options(
+                max_header_bytes=header_bytes,
+                max_header_count=config.max_headers_count,
+                default_authority=str(SocketAddress(*conn.peer.local)).encode(),
+            )
             conn.set_codec(H1ServerCodec(manager, options))
 
     def _downstream(self, conn: Connection, http2: bool) -> Downstream:

@@ -14,6 +14,7 @@ from sidecar.config.matcher import CompiledRoutes
 from sidecar.config.resources import (
     HttpConnectionManagerConfig,
     ListenerConfig,
+    SocketAddress,
     TcpProxyConfig,
     TracingConfig,
 )
@@ -72,7 +73,7 @@ class ChainFactory:
             config=http,
             inbound=config.inbound,
             clusters=self._clusters,
-            routes=self._routes(http),
+            routes=self._routes(http, config.address),
             tracer=self._tracer(http.tracing),
             metrics=self._metrics,
             access_log=access_log,
@@ -88,9 +89,9 @@ class ChainFactory:
         stats = self._metrics.listener(config.name)
         return HttpChain(context, stats, self._make_h2, self._local_identity, tunnel)
 
-    def _routes(self, http: HttpConnectionManagerConfig) -> RouteSource:
+    def _routes(self, http: HttpConnectionManagerConfig, address: SocketAddress | None) -> RouteSource:
         if http.route_config is not None:
             return StaticRoutes(CompiledRoutes(http.route_config))
         if http.on_demand:
-            return OnDemandRoutes(self._dependencies, self._clusters)
+            return OnDemandRoutes(self._dependencies, self._clusters, str(address))
         return RdsRoutes(http.rds_route_name, self._dependencies)

@@ -7,6 +7,7 @@ routes or clusters.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, cast
 
 from sidecar.http.context import Downstream, HttpContext, TimerHandle
 from sidecar.http.exchange import Exchange
@@ -17,6 +18,16 @@ from sidecar.telemetry.metrics import ListenerStats
 
 TunnelHandler = Callable[[Connection, Stream, RequestHead], bool]
 """Takes a CONNECT request over (True), or leaves it to the routes (False)."""
+
+
+class AwaitsHeads(Protocol):
+    """A codec that knows about request heads that do not end."""
+
+    def awaited_head(self) -> int:
+        """The number of the head that has begun and not ended, or of the connection's first; else -1."""
+
+    def refuse_late_head(self) -> None:
+        """Say so to the client and close."""
 
 
 class ConnectionManager:
@@ -38,11 +49,15 @@ class ConnectionManager:
         self._on_tunnel = on_tunnel
         self.exchanges: set[Exchange] = set()
         self._idle_since = context.now()
+        self._awaited = -1
+        self._awaited_for = 0.0
         self._timer: TimerHandle | None = None
         config = context.config
-        periods = [t for t in (config.idle_timeout, config.stream_idle_timeout) if t]
+        periods = [t / 2 for t in (config.idle_timeout, config.stream_idle_timeout) if t]
+        if config.request_headers_timeout:
+            periods.append(config.request_headers_timeout)
         if periods:
-            self._period = min(periods) / 2
+            self._period = min(periods)
             self._timer = context.clock.call_later(self._period, self._sweep)
 
     # --- ConnectionHandler -----------------------------------------------------------------------
@@ -58,10 +73,21 @@ class ConnectionManager:
         exchange = Exchange(self.context, self.downstream, stream, head, self._on_exchange_done)
         stream.handler = exchange
         self.exchanges.add(exchange)
+        refusal = self._refused_upgrade(head) if head.protocol else None
         if self._budget.exceeded:
             exchange.shed()
+        elif refusal is not None:
+            exchange.reply(refusal)
         else:
             exchange.start(end_stream)
+
+    def _refused_upgrade(self, head: RequestHead) -> LocalReply | None:
+        protocol = head.protocol.decode("latin-1")
+        if protocol.lower() != "websocket":
+            return LocalReply(501, "", f"upgrade to {protocol} is not supported; websocket is")
+        if self.context.websocket:
+            return None
+        return LocalReply(403, "", "upgrade to websocket is not enabled here; name it in upgrade_configs")
 
     def on_ready(self) -> None:
         """Nothing to do: a server may answer before the client's SETTINGS."""
@@ -90,12 +116,30 @@ class ConnectionManager:
         timer is touched while requests flow."""
         config = self.context.config
         self._timer = self.context.clock.call_later(self._period, self._sweep)
+        if config.request_headers_timeout:
+            self._sweep_head(config.request_headers_timeout)
         if not self.exchanges:
             if config.idle_timeout and self.context.now() - self._idle_since >= config.idle_timeout:
                 self.drain(final=True)
             return
         if config.stream_idle_timeout:
             self._sweep_streams(config.stream_idle_timeout)
+
+    def _sweep_head(self, limit: float) -> None:
+        """A head that looks `limit` apart find incomplete is late; it has had less than twice as long."""
+        codec = self.connection.codec
+        if not hasattr(codec, "awaited_head"):
+            return
+        awaiting = cast(AwaitsHeads, codec)
+        head = awaiting.awaited_head()
+        if head != self._awaited:
+            self._awaited = head
+            self._awaited_for = 0.0
+        elif head >= 0:
+            self._awaited_for += self._period
+            if self._awaited_for >= limit:
+                awaiting.refuse_late_head()
+                self.connection.flush()
 
     def _sweep_streams(self, limit: float) -> None:
         looks_allowed = max(2, round(limit / self._period))

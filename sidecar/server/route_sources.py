@@ -11,6 +11,7 @@ from collections.abc import Callable
 from sidecar.config.dependency_manager import DependencyManager, UnknownDestination
 from sidecar.config.matcher import CompiledRoutes
 from sidecar.config.resources import (
+    DirectResponse,
     Route,
     RouteAction,
     RouteConfiguration,
@@ -60,9 +61,11 @@ class OnDemandRoutes:
     """One table for each authority, asked for when it is first met (Listener `host:port` over LDS). What
     discovery does not know is outside the mesh and is passed through to the address in the request."""
 
-    def __init__(self, dependencies: DependencyManager, clusters: ClusterManager) -> None:
+    def __init__(self, dependencies: DependencyManager, clusters: ClusterManager, own: str = "") -> None:
+        """`own`: address of the listener, where nothing may be passed through to."""
         self._dependencies = dependencies
         self._clusters = clusters
+        self._own = own
         self._passthrough: OrderedDict[tuple[str, bool], CompiledRoutes] = OrderedDict()
 
     def current(self, head: RequestHead) -> CompiledRoutes | None:
@@ -85,19 +88,31 @@ class OnDemandRoutes:
         http2 = is_grpc_request(head)
         routes = self._passthrough.get((name, http2))
         if routes is None:
-            host, _, port = name.rpartition(":")
-            cluster = self._clusters.passthrough(host.strip("[]"), int(port), http2)
-            routes = CompiledRoutes(passthrough_table(cluster.name))
+            routes = CompiledRoutes(self._table(name, http2))
             self._passthrough[(name, http2)] = routes
             if len(self._passthrough) > MAX_PASSTHROUGH:
                 self._passthrough.popitem(last=False)
         return routes
 
+    def _table(self, name: str, http2: bool) -> RouteConfiguration:
+        if name == self._own:
+            return own_address_table(name)
+        host, _, port = name.rpartition(":")
+        return passthrough_table(self._clusters.passthrough(host.strip("[]"), int(port), http2).name)
+
+
+def own_address_table(address: str) -> RouteConfiguration:
+    """Requests for the listener itself, by its address or without a Host: passed through, they would come
+    back for ever."""
+    text = f"{address} is the sidecar: send requests through it as a proxy, or name a service in Host\n"
+    route = Route("own address", RouteMatch(prefix="/"), direct_response=DirectResponse(421, text.encode()))
+    return RouteConfiguration("own address", (VirtualHost("own address", ("*",), (route,)),))
+
 
 def passthrough_table(cluster: str) -> RouteConfiguration:
     """Everything to one cluster, without a time limit: the mesh was told nothing about this destination."""
     action = RouteAction((WeightedCluster(cluster, 1),), timeout=0.0)
-    matches = (RouteMatch(prefix="/"), RouteMatch(path="*"), RouteMatch(connect=True))
+    matches = (RouteMatch(prefix="/"), RouteMatch(connect=True))
     routes = tuple(Route("passthrough", match, action) for match in matches)
     return RouteConfiguration("passthrough", (VirtualHost("passthrough", ("*",), routes),))
 

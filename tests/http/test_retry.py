@@ -23,7 +23,15 @@ def test_what_was_certainly_not_processed_is_sent_again_whatever_the_method(
     assert retries_failure(DEFAULT, method, failure)
 
 
-@pytest.mark.parametrize("failure", [Failure.RESET, Failure.PER_TRY_TIMEOUT])
+@pytest.mark.parametrize("code", [ErrorCode.PROTOCOL_ERROR, ErrorCode.ENHANCE_YOUR_CALM])
+def test_a_response_that_our_own_codec_refused_is_told_from_a_reset_by_the_peer(code: ErrorCode) -> None:
+    assert classify(Reset(code, "", remote=False)) is Failure.MALFORMED
+    assert classify(Reset(code, "", remote=True)) is Failure.RESET
+    assert classify(Reset(ErrorCode.CANCEL, "connection lost", remote=False)) is Failure.RESET
+    assert classify(Reset(code, "", processed=False, remote=False)) is Failure.NOT_SENT
+
+
+@pytest.mark.parametrize("failure", [Failure.RESET, Failure.MALFORMED, Failure.PER_TRY_TIMEOUT])
 @pytest.mark.parametrize(
     ("method", "again"),
     [
