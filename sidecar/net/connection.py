@@ -21,7 +21,7 @@ from sidecar.net.handshakes import Handshake
 from sidecar.net.peer import PeerInfo, read_certificate
 from sidecar.net.sockets import Address
 from sidecar.net.tls import TlsError, TlsParameters, TlsSession
-from sidecar.protocol.events import Codec
+from sidecar.protocol.events import BULK, Codec
 
 __all__ = ["ConnectError", "Connection", "ConnectionOwner", "PeerInfo", "connect"]
 
@@ -172,9 +172,7 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         if self.codec is not None:
-            data = self.codec.take_output()
-            if data:
-                self._write(data)
+            self._write_output(self.codec)
         self._reason = self._reason or reason or "closed by this side"
         self._begin_close()
 
@@ -391,9 +389,7 @@ class Connection(asyncio.Protocol):
             self._begin_close()
 
     def _retire(self, old: Codec) -> None:
-        data = old.take_output()
-        if data:
-            self._write(data)
+        self._write_output(old)
         old.on_output = _nothing
         old.on_read_pause = _ignore
         if hasattr(old, "take_leftover"):
@@ -439,9 +435,7 @@ class Connection(asyncio.Protocol):
         active = self.codec
         if self._closing or active is None:
             return
-        data = active.take_output()
-        if data:
-            self._write(data)
+        self._write_output(active)
         if active.should_close or self._close_wanted:
             if getattr(active, "abort", False) is True:
                 self.abort()
@@ -449,6 +443,12 @@ class Connection(asyncio.Protocol):
                 self._begin_close()
         elif self._half_closing and cast(HalfClosing, active).want_eof:
             self.write_eof()
+
+    def _write_output(self, codec: Codec) -> None:
+        data = codec.take_output()
+        while data:
+            self._write(data)
+            data = codec.take_output() if len(data) >= BULK else b""
 
     def _write(self, data: bytes) -> None:
         transport, session = self._transport, self._session

@@ -19,6 +19,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Protocol
 
+BULK = 49152
+"""From so many bytes on, a codec may give its output in several calls of `take_output`. Buffers of some
+hundred kilobytes cost more than what is copied: they fall out of the caches, and the allocator returns and
+fetches their pages each time."""
+
 Field = tuple[bytes, bytes]
 """One header field: lower-case name, value without surrounding white space."""
 
@@ -251,7 +256,7 @@ class Codec(Protocol):
         """The peer has sent its last byte (FIN or close_notify)."""
 
     def take_output(self) -> bytes:
-        """All bytes to write now, b"" when there are none."""
+        """Bytes to write now, b"" when there are none. Fewer than BULK of them are all; more may follow."""
 
     def pause_output(self) -> None:
         """The transport's buffer is full: keep body bytes back (control frames still flow)."""

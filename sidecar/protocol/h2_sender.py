@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sidecar.protocol import h2_frames as frames
-from sidecar.protocol.events import ConnectionHandler, ErrorCode, RequestHead
+from sidecar.protocol.events import BULK, ConnectionHandler, ErrorCode, RequestHead
 from sidecar.protocol.hpack_encoder import HpackEncoder
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ class H2Sender:
         self._taken_id = 0
         self._out: list[bytes | bytearray | memoryview] = []
         self.write: Callable[[bytes | bytearray | memoryview], None] = self._out.append
+        self.bulk = 0
+        """Octets of large body pieces in the output."""
         self.signalled = False
         """on_output was called, or need not be because the driver takes the output anyway."""
         self.debt = 0
@@ -100,14 +102,28 @@ class H2Sender:
             self.on_output()
 
     def take_output(self) -> bytes:
-        """All bytes to write now."""
+        """Bytes to write now, not much more than BULK at once."""
         self.signalled = False
         out = self._out
         if not out:
             return b""
+        self._taken_id = self.last_opened_id
+        if self.bulk >= BULK:
+            return self._take_bulk()
         data = b"".join(out)
         out.clear()
-        self._taken_id = self.last_opened_id
+        self.bulk = 0
+        return data
+
+    def _take_bulk(self) -> bytes:
+        out = self._out
+        size = count = 0
+        while size < BULK and count < len(out):
+            size += len(out[count])
+            count += 1
+        data = b"".join(out[:count])
+        del out[:count]
+        self.bulk = max(0, self.bulk - size)
         return data
 
     def write_control(self, frame: bytes) -> None:

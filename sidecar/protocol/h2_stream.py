@@ -154,6 +154,7 @@ class H2Stream:
             else:
                 codec.write(header)
                 codec.write(data)
+                codec.bulk += size
             if codec.debt:
                 codec.debt = max(0, codec.debt - SENT_CREDIT)
             if not codec.signalled:
@@ -261,6 +262,7 @@ class H2Stream:
         codec.write(_pack(size >> 8, size & 255, frames.DATA, 1 if end_stream else 0, self.id))
         if size:
             codec.write(piece)
+            codec.bulk += size
         codec.signal()
 
     def _write_trailers(self, fields: tuple[Field, ...]) -> None:

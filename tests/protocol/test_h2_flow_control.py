@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.protocol.events import ErrorCode, ResponseHead
+from sidecar.protocol.events import BULK, ErrorCode, ResponseHead
 from tests.support import h2_frames as f
 from tests.support.h2_frames import (
     Connection,
@@ -53,6 +53,20 @@ def test_data_waits_for_the_connections_window() -> None:
     assert second.stream.send_data(b"y" * 1000, True) == 535
     connection.take()
     assert sizes(connection.say(f.window_update(0, 100000))) == [(3, 465)]
+
+
+def test_large_output_is_taken_in_parts_and_in_order() -> None:
+    connection = server(peer_settings={4: 2**20})
+    connection.say(f.window_update(0, 2**20))
+    (recorder,) = responding(connection, 1)
+    body = bytes(range(250)) * 1200
+    for start in range(0, len(body), 10_000):
+        recorder.stream.send_data(body[start : start + 10_000], start + 10_000 == len(body))
+    parts = list(iter(connection.codec.take_output, b""))
+    assert len(parts) > 3
+    assert all(len(part) < BULK + 16384 + 9 for part in parts)
+    assert all(len(part) >= BULK for part in parts[:-1])
+    assert b"".join(frame.payload for frame in f.parse(b"".join(parts))) == body
 
 
 def test_a_stalled_stream_never_blocks_another() -> None:

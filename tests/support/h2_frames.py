@@ -194,7 +194,7 @@ class Connection:
         return self.take()
 
     def take(self) -> list[Frame]:
-        octets = self.codec.take_output()
+        octets = b"".join(iter(self.codec.take_output, b""))
         return parse(octets.removeprefix(PREFACE))
 
     def request(self, head: RequestHead | None = None, end_stream: bool = True) -> Recorder:
