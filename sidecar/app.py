@@ -69,15 +69,28 @@ async def _serve(bootstrap: Bootstrap, http2_engine: str, drain_deadline: float)
         loop.add_signal_handler(number, stop.set)
     sidecar = Sidecar(bootstrap, http2_engine, stop.set)
     stopping = spawn(stop.wait(), "stop")
-    starting = spawn(sidecar.start(), "start")
+    starting = spawn(_started(sidecar), "start")
     try:
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            starting.result()
-            await stopping
-            await sidecar.drain(drain_deadline)
+        starting.cancel()  # has no effect once it has started
+        await asyncio.wait((starting,))
+        problem = None if starting.cancelled() else starting.result()
+        if problem is not None:
+            raise problem
+        await stopping
+        # Also when SIGTERM came first: listeners may serve while discovery is still awaited.
+        await sidecar.drain(drain_deadline)
     finally:
         await sidecar.close()
+
+
+async def _started(sidecar: Sidecar) -> Exception | None:
+    """Start; what the user can do something about is returned, so that it is reported once and in words."""
+    try:
+        await sidecar.start()
+    except (StartError, TlsConfigError) as error:
+        return error
+    return None
 
 
 class Sidecar:
@@ -158,9 +171,7 @@ class Sidecar:
             await asyncio.sleep(0.02)
         self._not_ready = ""
         logger.info("ready")
-        # What exists now lives as long as the process: no collection needs to look at it again.
-        gc.collect()
-        gc.freeze()
+        _settle_memory()
 
     def _channel(self, cluster_name: str) -> GrpcChannel:
         cluster = next((c for c in self._bootstrap.clusters if c.name == cluster_name), None)
@@ -190,8 +201,7 @@ class Sidecar:
         while True:
             await self._listeners_changed.wait()
             await self._apply_listeners(strict=False)
-            gc.collect()
-            gc.freeze()
+            _settle_memory()
 
     async def _apply_listeners(self, strict: bool) -> None:
         """`strict`: what the bootstrap names must be there, or the process ends with status 1."""
@@ -228,6 +238,7 @@ class Sidecar:
 
     def _announce_drain(self) -> None:
         self._not_ready = "draining"
+        self.listeners.announce()
 
     async def drain(self, deadline: float) -> None:
         """Fail readiness, tell clients to go, wait for what is in flight up to `deadline` seconds."""
@@ -238,6 +249,7 @@ class Sidecar:
 
     async def close(self) -> None:
         """Flush telemetry and let go of everything."""
+        self.listeners.close()
         await self._telemetry.close(FLUSH_DEADLINE)
         for provider in self._providers.values():
             await provider.stop()
@@ -245,6 +257,14 @@ class Sidecar:
         if self._admin is not None:
             self._admin.close()
         await cancel_all()
+
+
+def _settle_memory() -> None:
+    """What exists now lives long: collections need not look at it again. What was frozen before is looked
+    at once more, or cycles that were in use then and are garbage now would stay for ever."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def h2_engine(name: str) -> MakeH2:

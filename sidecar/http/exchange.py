@@ -230,11 +230,12 @@ class Exchange:
 
     def _end_response(self) -> None:
         self.response_ended = True
-        if not self.request_ended and not self.tunnel:
-            # RFC 9113 section 8.1: a complete response may come before the request has ended. What is still
-            # on its way is thrown away.
-            self.upload_stopped = True
-            self.router.cancel()
+        if not self.tunnel:
+            # RFC 9113 section 8.1: a complete response may come before the request has ended, or has left.
+            # What is still on its way is thrown away.
+            if not self.request_ended:
+                self.upload_stopped = True
+                self.router.cancel()
             left = self.bytes_in - self.router.consumed
             if left:
                 self.router.consumed = self.bytes_in

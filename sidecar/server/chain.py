@@ -1,6 +1,6 @@
 """What a listener does with a secured connection: HTTP through a connection manager, or opaque TCP.
 
-Made by `snapshot.py` from a filter chain; a connection keeps the chain that it started with.
+Made by `chain_factory.py` from a filter chain; a connection keeps the chain that it started with.
 """
 
 from __future__ import annotations
@@ -55,11 +55,17 @@ class Chain(Interface):
     def on_connection(self, conn: Connection) -> None:
         """A connection is secured and has no codec yet."""
 
-    def drain(self, final: bool) -> None: ...
+    def drain(self, final: bool) -> None:
+        """As `Codec.drain`, for all connections, those that are still to come included."""
+
     def abort(self) -> None: ...
     @property
     def active(self) -> int:
         """Requests and TCP sessions that have not ended."""
+
+    @property
+    def connections(self) -> int:
+        """Connections that are not closed, what they have written included."""
 
 
 class Tunnel(Interface):
@@ -89,6 +95,9 @@ class HttpChain:
         self._local_identity = local_identity
         self._tunnel = tunnel
         self.managers: set[ConnectionManager] = set()
+        self._undecided: set[Connection] = set()
+        self._drained: bool | None = None
+        """How far draining has come: None not begun, else `final` of the last `drain`."""
 
     def on_connection(self, conn: Connection) -> None:
         codec = self.context.config.codec
@@ -103,10 +112,12 @@ class HttpChain:
         """Sniff first."""
 
         def detected(protocol: Protocol) -> None:
+            self._undecided.discard(conn)
             # What is neither preface nor request line gets HTTP/1's 400: it names the problem.
             self.serve(conn, Protocol.HTTP2 if protocol is Protocol.HTTP2 else Protocol.HTTP1)
 
-        codec = DetectCodec(self.context.clock, detected, _ignore)
+        codec = DetectCodec(self.context.clock, detected, lambda reason: self._undecided.discard(conn))
+        self._undecided.add(conn)
         conn.set_codec(codec)
         if self.context.config.request_headers_timeout:
             codec.limit(self.context.config.request_headers_timeout)
@@ -139,6 +150,10 @@ class HttpChain:
                 default_authority=str(SocketAddress(*conn.peer.local)).encode(),
             )
             conn.set_codec(H1ServerCodec(manager, options))
+        if self._drained is not None:
+            # Accepted before the listener was replaced, or in the last moment. Not now: where the codec
+            # follows another it gets the connection when this call has returned.
+            self.context.clock.call_later(0.0, manager.drain, self._drained)
 
     def _downstream(self, conn: Connection, http2: bool) -> Downstream:
         peer = conn.peer
@@ -173,14 +188,23 @@ class HttpChain:
         return sum(len(manager.exchanges) for manager in self.managers) + tunnels
 
     def drain(self, final: bool) -> None:
+        self._drained = final or bool(self._drained)
         for manager in list(self.managers):
             manager.drain(final)
+        if final:
+            for conn in list(self._undecided):
+                conn.close("draining")
 
     def abort(self) -> None:
         for manager in list(self.managers):
             manager.abort()
         if self._tunnel is not None:
             self._tunnel.abort()
+
+    @property
+    def connections(self) -> int:
+        tunnels = self._tunnel.active if self._tunnel is not None else 0
+        return len(self.managers) + len(self._undecided) + tunnels
 
     def __repr__(self) -> str:
         return f"<HttpChain connections={len(self.managers)} active={self.active}>"
@@ -204,6 +228,10 @@ class TcpChain:
     def active(self) -> int:
         return len(self.proxy.sessions)
 
+    @property
+    def connections(self) -> int:
+        return self.active
+
     def drain(self, final: bool) -> None:
         """Opaque TCP cannot be told to go: sessions last until they end or the deadline passes."""
 
@@ -212,7 +240,3 @@ class TcpChain:
 
     def __repr__(self) -> str:
         return f"<TcpChain {self.proxy.config.stat_prefix} sessions={self.active}>"
-
-
-def _ignore(reason: str) -> None:
-    """A connection that ended before it said anything leaves nothing to clean up."""

@@ -1,6 +1,6 @@
 """One downstream HTTP connection: makes an exchange of every request, watches for idleness, drains.
 
-Made by `detect.py` once the protocol is known; it is the codec's `ConnectionHandler`. It knows nothing of
+Made by `chain.py` once the protocol is known; it is the codec's `ConnectionHandler`. It knows nothing of
 routes or clusters.
 """
 
@@ -13,11 +13,14 @@ from sidecar.http.context import Downstream, HttpContext, TimerHandle
 from sidecar.http.exchange import Exchange
 from sidecar.http.local_reply import LocalReply
 from sidecar.net.connection import Connection
-from sidecar.protocol.events import ErrorCode, RequestHead, Stream
+from sidecar.protocol.events import RequestHead, Stream
 from sidecar.telemetry.metrics import ListenerStats
 
 TunnelHandler = Callable[[Connection, Stream, RequestHead], bool]
 """Takes a CONNECT request over (True), or leaves it to the routes (False)."""
+
+ANNOUNCE = 1.0
+"""Seconds between the two GOAWAYs: more than a round trip, so that streams on their way are served."""
 
 
 class AwaitsHeads(Protocol):
@@ -44,10 +47,13 @@ class ConnectionManager:
         self.connection = connection
         self.downstream = downstream
         self.stats = stats
+        stats.connections_active += 1
         self._budget = context.budget
         self._on_closed = on_closed
         self._on_tunnel = on_tunnel
         self.exchanges: set[Exchange] = set()
+        self._draining = False
+        self._closed = False
         self._idle_since = context.now()
         self._awaited = -1
         self._awaited_for = 0.0
@@ -69,6 +75,7 @@ class ConnectionManager:
             and self._on_tunnel is not None
             and self._on_tunnel(self.connection, stream, head)
         ):
+            self.on_closed("it became a tunnel")
             return
         exchange = Exchange(self.context, self.downstream, stream, head, self._on_exchange_done)
         stream.handler = exchange
@@ -102,12 +109,17 @@ class ConnectionManager:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._on_closed(self)
+        if not self._closed:
+            self._closed = True
+            self.stats.connections_active -= 1
+            self._on_closed(self)
 
     # --- idleness --------------------------------------------------------------------------------
 
     def _on_exchange_done(self, exchange: Exchange) -> None:
         self.exchanges.discard(exchange)
+        if exchange.flag == "DC":
+            self.stats.streams_reset += 1
         if not self.exchanges:
             self._idle_since = self.context.now()
 
@@ -119,8 +131,11 @@ class ConnectionManager:
         if config.request_headers_timeout:
             self._sweep_head(config.request_headers_timeout)
         if not self.exchanges:
-            if config.idle_timeout and self.context.now() - self._idle_since >= config.idle_timeout:
-                self.drain(final=True)
+            idle = self.context.now() - self._idle_since
+            if config.idle_timeout and idle >= config.idle_timeout and not self._draining:
+                # A request may be on its way: it is served if it comes within a round trip.
+                self.drain(final=False)
+                self.context.clock.call_later(ANNOUNCE, self.drain, True)
             return
         if config.stream_idle_timeout:
             self._sweep_streams(config.stream_idle_timeout)
@@ -144,7 +159,7 @@ class ConnectionManager:
     def _sweep_streams(self, limit: float) -> None:
         looks_allowed = max(2, round(limit / self._period))
         for exchange in list(self.exchanges):
-            moved = exchange.bytes_in + exchange.bytes_out + exchange.status
+            moved = exchange.bytes_in + exchange.bytes_out - exchange.unsent + exchange.status
             if exchange.idle_mark == moved:
                 exchange.idle_looks += 1
                 if exchange.idle_looks >= looks_allowed:
@@ -159,8 +174,9 @@ class ConnectionManager:
 
     def drain(self, final: bool) -> None:
         """Two phases: announce, then refuse new streams and close when the last exchange has ended."""
+        self._draining = True
         codec = self.connection.codec
-        if codec is not None:
+        if codec is not None and not self._closed:
             codec.drain(final)
             self.connection.flush()
 
@@ -169,7 +185,7 @@ class ConnectionManager:
         for exchange in list(self.exchanges):
             text = "the sidecar's drain deadline has passed"
             exchange.router.cancel(text)
-            exchange.refuse(ErrorCode.CANCEL, LocalReply(503, "DT", text))
+            exchange.reply(LocalReply(503, "DT", text))
         self.connection.close()
 
     def __repr__(self) -> str:

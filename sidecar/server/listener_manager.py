@@ -13,15 +13,16 @@ from collections.abc import Callable, Mapping
 
 from sidecar.config.resources import ListenerConfig
 from sidecar.identity.tls_contexts import TlsContexts
-from sidecar.net.tls import TlsParameters
+from sidecar.net.tls import TlsConfigError, TlsParameters
 from sidecar.server.chain import Chain
+from sidecar.server.connection_manager import ANNOUNCE
 from sidecar.server.listener import Listener
 from sidecar.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-ANNOUNCE = 1.0
-"""Seconds between the two GOAWAYs: more than a round trip, so that streams on their way are served."""
+FLUSH = 2.0
+"""Seconds, at least, for connections to close and what they have written to leave."""
 
 
 class ListenerManager:
@@ -38,10 +39,15 @@ class ListenerManager:
         self.draining = False
 
     async def apply(self, configs: Mapping[str, ListenerConfig]) -> list[str]:
-        """Make these the listeners that exist. Returns what went wrong, a text each; the others are up."""
+        """Make these the listeners that exist. Returns what went wrong, a text each; the others are up, and
+        where a change failed the old one is. Once draining has begun nothing changes any more."""
+        if self.draining:
+            return []
         for name in [n for n in self.listeners if n not in configs]:
             logger.info("listener %s removed", name)
-            self._retire(self.listeners.pop(name))
+            listener = self.listeners.pop(name)
+            listener.stop_accepting()
+            self._retire(listener.chain)
         problems = []
         for name, config in configs.items():
             old = self.listeners.get(name)
@@ -49,21 +55,28 @@ class ListenerManager:
                 continue
             try:
                 await self._replace(old, config)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, TlsConfigError) as error:
                 problems.append(f"listener {name}: {error}")
         return problems
 
     async def _replace(self, old: Listener | None, config: ListenerConfig) -> None:
+        """Whatever fails here leaves the old one as it is."""
         chain = self._make_chain(config)
         tls = self._tls_of(config)
         if old is not None and old.config.address == config.address:
-            old.stop_accepting()
+            self._retire(old.replace(config, chain, tls))
+            logger.info("listener %s changed", config.name)
+            return
         listener = Listener(config, chain, self._metrics.listener(config.name), tls)
         await listener.bind()
+        if self.draining:
+            listener.stop_accepting()
+            return
         logger.info("listener %s bound to %s", config.name, config.address)
         self.listeners[config.name] = listener
         if old is not None:
-            self._retire(old)
+            old.stop_accepting()
+            self._retire(old.chain)
 
     def _tls_of(self, config: ListenerConfig) -> Callable[[], TlsParameters] | None:
         tls = config.filter_chains[0].tls
@@ -72,17 +85,12 @@ class ListenerManager:
         self._tls.server(tls)  # fails here, before the port is bound, when a file is missing or wrong
         return lambda: self._tls.server(tls)
 
-    def _retire(self, listener: Listener) -> None:
+    def _retire(self, chain: Chain) -> None:
         """Old connections finish what they do; new ones go to the successor."""
-        listener.stop_accepting()
-        chain = listener.chain
-        chain.drain(final=False)
+        self._retired = [old for old in self._retired if old.connections]
         self._retired.append(chain)
-        asyncio.get_running_loop().call_later(ANNOUNCE, self._retire_finally, chain)
-
-    def _retire_finally(self, chain: Chain) -> None:
-        chain.drain(final=True)
-        self._retired.remove(chain)
+        chain.drain(final=False)
+        asyncio.get_running_loop().call_later(ANNOUNCE, chain.drain, True)
 
     # --- the end of the process ------------------------------------------------------------------
 
@@ -94,20 +102,35 @@ class ListenerManager:
     def _chains(self) -> list[Chain]:
         return [listener.chain for listener in self.listeners.values()] + self._retired
 
+    def announce(self) -> None:
+        """Tell all clients to go elsewhere soon, and go on serving those who stay or come nevertheless."""
+        for chain in self._chains():
+            chain.drain(final=False)
+
     async def drain(self, deadline: float) -> int:
         """Inbound listeners first, then the others, so that the application can make calls until its last
         request is answered. Each announces, then refuses and waits for what is in flight. What is left
         after `deadline` seconds is cut; returns how many requests and sessions that were."""
         self.draining = True
-        end = asyncio.get_running_loop().time() + deadline
+        loop = asyncio.get_running_loop()
+        end = loop.time() + deadline
         listeners = list(self.listeners.values())
+        retired = list(self._retired)
         for inbound in (True, False):
             group = [listener for listener in listeners if listener.config.inbound is inbound]
-            if group:
-                await self._drain_group(group, self._retired if inbound else [], end)
+            if group or retired:
+                await self._drain_group(group, retired, end)
+                retired = []
         left = self.active
-        for chain in self._chains():
+        for listener in listeners:
+            listener.abort()
+        chains = self._chains()
+        for chain in chains:
             chain.abort()
+        # The last bytes are on their way from the sockets' buffers.
+        end = max(end, loop.time() + FLUSH)
+        while any(chain.connections for chain in chains) and loop.time() < end:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
         return left
 
     async def _drain_group(self, listeners: list[Listener], retired: list[Chain], end: float) -> None:
@@ -122,6 +145,15 @@ class ListenerManager:
             chain.drain(final=True)
         while any(chain.active for chain in chains) and loop.time() < end:  # noqa: ASYNC110
             await asyncio.sleep(0.02)  # for some seconds, once in a process' life
+
+    def close(self) -> None:
+        """Close all ports and connections at once."""
+        self.draining = True
+        for listener in self.listeners.values():
+            listener.stop_accepting()
+            listener.abort()
+        for chain in self._chains():
+            chain.abort()
 
     def __repr__(self) -> str:
         return f"<ListenerManager {list(self.listeners.values())!r} draining={self.draining}>"
