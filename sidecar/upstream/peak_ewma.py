@@ -14,8 +14,8 @@ from math import exp
 from sidecar.upstream.host import Host
 from sidecar.upstream.load_balancer import H, PowerOfTwo
 
-DECAY = 10.0
-"""Seconds in which what is remembered of a latency falls to 1/e."""
+DECAY = 3.0
+"""Seconds in which what is remembered of a latency falls to 1/e. A first answer is often ten times slower than\nthe rest (caches, imports): with the usual ten seconds it would keep a new replica idle for half a minute."""
 INITIAL = 0.030
 """Seconds assumed of an endpoint that has work in flight and has not answered yet."""
 FAILURE_FACTOR = 4.0
