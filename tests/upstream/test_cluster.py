@@ -340,7 +340,7 @@ async def test_description_has_what_an_operator_asks_for() -> None:
         "ejected_for": 0.0,
         "consecutive_failures": 0,
         "active": 0,
-        "latency_ms": 16.758,
+        "latency_ms": 6.59,
         "connections": 1,
         "pending": 0,
         "requests": 1,
