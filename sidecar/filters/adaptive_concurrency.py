@@ -2,8 +2,12 @@
 
 An HTTP filter (Envoy `AdaptiveConcurrency`), put by the control plane before the router of inbound listeners.
 What is over the limit is answered 503 at once: a queue would only make every answer late. Health checks
-always pass. Nothing is ever slowed down to measure: the baseline is what mean latency was at its lowest in
+always pass. Nothing is ever slowed down to measure: the baseline is what latency was at its lowest in
 the last minutes.
+
+What is looked at is the fastest answer of each interval, as CoDel does (RFC 8289 section 3.2): in an
+overload the queue stands and even the fastest has waited; when the machine stalls for a moment the queue
+drains, and mean latency would call that an overload.
 """
 
 from __future__ import annotations
@@ -21,11 +25,11 @@ if TYPE_CHECKING:
 BASELINE_SECONDS = 300.0
 """How long a low latency is remembered. Work that became slower for good is no overload after that."""
 LOWEST_SHARE = 0.05
-"""The baseline is the highest of this share of lowest means: the first answers after a start are the fast
-ones, so single low means say little."""
-SLACK = 0.025
-"""Seconds over the baseline that are never called an overload: a busy machine's scheduler or a collection
-of garbage delays answers that take a fraction of a millisecond by that much."""
+"""The baseline is the highest of this share of lowest intervals: the first answers after a start are the
+fast ones, so single low intervals say little."""
+SLACK = 0.015
+"""Seconds over the baseline that are never called an overload: on a busy machine the scheduler alone delays
+answers that take a fraction of a millisecond by that much."""
 STEEPEST = 0.5
 """The limit at most halves in one update."""
 
@@ -46,10 +50,10 @@ class ConcurrencyLimit:
         "_baseline",
         "_config",
         "_count",
+        "_fastest",
         "_interval_end",
-        "_means",
+        "_intervals",
         "_most_in_flight",
-        "_sum",
         "in_flight",
         "limit",
         "refused",
@@ -60,12 +64,12 @@ class ConcurrencyLimit:
         self.limit = float(config.max_limit)
         self.in_flight = 0
         self.refused = 0
-        self._sum = 0.0
+        self._fastest = inf
         self._count = 0
         self._most_in_flight = 0
         self._interval_end = 0.0
-        self._means: deque[tuple[float, float]] = deque()
-        """When each interval ended, and its mean."""
+        self._intervals: deque[tuple[float, float]] = deque()
+        """When each ended, and the latency of its fastest answer."""
         self._baseline = inf
 
     def acquire(self) -> bool:
@@ -83,31 +87,32 @@ class ConcurrencyLimit:
         self.in_flight -= 1
         if latency is None:
             return
-        self._sum += latency
+        if latency < self._fastest:
+            self._fastest = latency
         self._count += 1
         if now >= self._interval_end and self._count >= self._config.min_samples:
-            self._update(now, self._sum / self._count)
+            self._update(now, self._fastest)
 
-    def _update(self, now: float, mean: float) -> None:
-        means = self._means
-        means.append((now, mean))
-        while means[0][0] < now - BASELINE_SECONDS:
-            means.popleft()
-        lowest = sorted(mean for _, mean in means)
+    def _update(self, now: float, fastest: float) -> None:
+        intervals = self._intervals
+        intervals.append((now, fastest))
+        while intervals[0][0] < now - BASELINE_SECONDS:
+            intervals.popleft()
+        lowest = sorted(latency for _, latency in intervals)
         self._baseline = lowest[int(len(lowest) * LOWEST_SHARE)]
         config = self._config
         used = self._most_in_flight
         good = max(config.tolerance * self._baseline, self._baseline + SLACK)
-        gradient = min(1.0, good / mean)
+        gradient = min(1.0, good / fastest)
         if gradient < 1.0:
             # From what was really in flight: a limit far above it would take many steps to matter.
             wanted = min(self.limit, float(used)) * max(STEEPEST, gradient) + sqrt(used) / 4
             self.limit = min(self.limit, wanted)
         else:
             # Reached or not: in an overload one update brings it down to what is in flight.
-            self.limit += max(1.0, sqrt(self.limit))
+            self.limit += max(1.0, sqrt(self.limit) / 2)
         self.limit = min(max(self.limit, float(config.min_limit)), float(config.max_limit))
-        self._sum = 0.0
+        self._fastest = inf
         self._count = 0
         self._most_in_flight = self.in_flight
         self._interval_end = now + config.update_interval

@@ -111,6 +111,18 @@ def test_healthy_traffic_is_not_refused_when_its_latency_wanders_a_little() -> N
         start += 20
 
 
+def test_a_machine_that_stalls_again_and_again_is_no_overloaded_application() -> None:
+    limit = fresh()
+    for second in range(30):
+        # 2,000 requests a second; for 300 ms nothing runs, then what has come is answered at once.
+        assert all(limit.acquire() for _ in range(600))
+        for i in range(600):
+            limit.release(second + 0.3 + i * 1e-5, 0.3 - i * 0.0005 + 0.0003)
+        for i in range(1400):
+            assert limit.acquire()
+            limit.release(second + 0.31 + i * 0.00048, 0.0003)
+
+
 def test_an_application_that_answers_at_once_is_not_overloaded_when_the_machine_stalls_for_a_moment() -> None:
     limit = fresh()
     start = 0.0
@@ -126,7 +138,7 @@ def test_a_limit_that_is_not_reached_rises_again_while_latency_is_good() -> None
     limit = fresh()
     run(limit, Application(10, 0.05), 600, 20)
     run(limit, Application(10, 0.05), 50, 40, start=20)
-    assert limit.limit > 200
+    assert limit.limit > 100
 
 
 def test_the_limit_rises_again_when_the_application_gets_more_workers() -> None:
