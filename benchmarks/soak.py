@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import time
 from contextlib import ExitStack
@@ -46,6 +47,8 @@ class Settings:
 
 def main() -> int:
     settings = parse_arguments()
+    # Ended from outside, it still stops what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
     try:
         result = run(settings, find_tools())
     except BenchError as error:
