@@ -234,6 +234,8 @@ class Codec(Protocol):
     """Set by the driver; True: stop reading from the socket (HTTP/1 and TCP back-pressure)."""
     should_close: bool
     """Close the socket once the output taken so far is written."""
+    error: str
+    """Why the codec ended the connection: what the peer did wrong. Empty while it did nothing wrong."""
 
     @property
     def active_streams(self) -> int:

@@ -404,6 +404,7 @@ class H2Control(H2Sender):
         if self.failed:
             return
         self.failed = True
+        self.error = text
         last_id = 0 if self.client else self.last_opened_id
         self.write(frames.goaway(last_id, code, text.encode()))
         self.should_close = True

@@ -70,6 +70,7 @@ class H2ReferenceCodec:
         self.on_output: Callable[[], None] = _nothing
         self.on_read_pause: Callable[[bool], None] = _ignore
         self.should_close = False
+        self.error = ""
         self.active_streams = 0
         self.client = client
         self.handler = handler
@@ -333,6 +334,7 @@ class H2ReferenceCodec:
 
     def _fail(self, reason: str) -> None:
         """A connection error; `h2` has queued the GOAWAY."""
+        self.error = reason
         self.should_close = True
         self._reset_all(f"HTTP/2 connection error: {reason}")
 

@@ -67,6 +67,7 @@ class H2Sender:
         self.on_output: Callable[[], None] = _nothing
         self.on_read_pause: Callable[[bool], None] = _nothing_of
         self.should_close = False
+        self.error = ""
         self.active_streams = 0
         self.client = client
         self.handler = handler

@@ -40,6 +40,7 @@ class RawCodec:
         "_read_paused",
         "_receiving",
         "abort",
+        "error",
         "handler",
         "on_output",
         "on_read_pause",
@@ -53,6 +54,7 @@ class RawCodec:
         self.on_output = _nothing
         self.on_read_pause: Callable[[bool], None] = _ignore
         self.should_close = False
+        self.error = ""
         self.abort = False
         """With `should_close`: end by RST."""
         self.want_eof = False

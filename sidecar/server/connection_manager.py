@@ -112,6 +112,9 @@ class ConnectionManager:
         if not self._closed:
             self._closed = True
             self.stats.connections_active -= 1
+            codec = self.connection.codec
+            if codec is not None and codec.error:
+                self.stats.protocol_errors += 1
             self._on_closed(self)
 
     # --- idleness --------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ class DetectCodec:
         self.on_output: Callable[[], None] = _nothing
         self.on_read_pause: Callable[[bool], None] = _nothing
         self.should_close = False
+        self.error = ""
         self.active_streams = 0
         self._on_detected = on_detected
         self._on_closed = on_closed
