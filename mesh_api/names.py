@@ -8,6 +8,11 @@ SERVICE_ACCOUNT_ANNOTATION = f"{GROUP}/service-account"
 """On an EndpointSlice without Pods behind it: the account that its endpoints run as. An endpoint
 with an account has a sidecar and is reached over mTLS; one without is outside the mesh."""
 
+INJECTED_LABEL = f"{GROUP}/injected"
+"""On a Pod that was given a sidecar; `false`: it has none, whatever its containers are called."""
+SIDECAR_CONTAINER = "pilotfish-sidecar"
+"""Name of the sidecar's container in a Pod."""
+
 DEFAULT_TRUST_DOMAIN = "cluster.local"
 CLUSTER_DOMAIN = "cluster.local"
 

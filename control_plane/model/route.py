@@ -114,6 +114,8 @@ class BackendRef:
     port: int
     weight: int = 1
     filters: Filters = Filters()
+    resolved: bool = True
+    """False: it does not exist or may not be named, and its share of the requests is answered 500."""
     path: tuple[str | int, ...] = field(default=(), compare=False)
 
     @property

@@ -23,17 +23,26 @@ class Finding:
     path: Path
     message: str
     severity: Severity = Severity.ERROR
+    reason: str = ""
+    """Gateway API's word for it, where a route's status has one."""
 
 
 def check(mesh: Mesh) -> list[Finding]:
     """All findings, in a stable order; none of severity ERROR means that the mesh may serve."""
+    return [
+        *check_services(mesh),
+        *(finding for route in mesh.routes for finding in check_route(mesh, route)),
+        *check_conflicts(mesh),
+    ]
+
+
+def check_services(mesh: Mesh) -> list[Finding]:
+    """Everything but routes."""
     meshed = {item.service_key for item in mesh.slices if item.service_account}
     return [
         *_cluster_ips(mesh),
         *(finding for item in mesh.slices for finding in _slice(mesh, item, meshed)),
         *_workload_ports(mesh),
-        *(finding for route in mesh.routes for finding in _route(mesh, route)),
-        *_conflicts(mesh),
     ]
 
 
@@ -127,7 +136,8 @@ def _workload_ports(mesh: Mesh) -> Iterator[Finding]:
         yield Finding(ObjectRef("EndpointSlice", item.namespace, item.name), path, message)
 
 
-def _route(mesh: Mesh, route: Route) -> Iterator[Finding]:
+def check_route(mesh: Mesh, route: Route) -> Iterator[Finding]:
+    """One route's references. The path of a finding about a reference leads into it."""
     ref = ObjectRef(route.kind.value, route.namespace, route.name)
     if not route.parents:
         message = "no parent is a Service, so the mesh does not use this route"
@@ -143,7 +153,7 @@ def _parent(mesh: Mesh, ref: ObjectRef, parent: ParentRef) -> Iterator[Finding]:
     service = mesh.services.get(parent.service)
     if service is None:
         message = f"Service {parent.service} does not exist; add it or correct the reference"
-        yield Finding(ref, (*parent.path, "name"), message)
+        yield Finding(ref, (*parent.path, "name"), message, reason="NoMatchingParent")
         return
     covered = [port for port in service.ports if parent.covers(port.port, port.name)]
     explicit = parent.port is not None or parent.section_name
@@ -153,7 +163,7 @@ def _parent(mesh: Mesh, ref: ObjectRef, parent: ParentRef) -> Iterator[Finding]:
         if parent.section_name and parent.port is not None:
             asked += f" with number {parent.port}"
         message = f"Service {parent.service} has no port {asked}; it has {_ports_text(service)}"
-        yield Finding(ref, (*parent.path, name), message)
+        yield Finding(ref, (*parent.path, name), message, reason="NoMatchingParent")
     elif explicit and all(port.protocol is AppProtocol.TCP for port in covered):
         message = (
             f"the port carries opaque TCP (appProtocol or name of Service {parent.service}); without effect"
@@ -167,11 +177,11 @@ def _backend(mesh: Mesh, ref: ObjectRef, route: Route, backend: BackendRef) -> I
     service = mesh.services.get(backend.service)
     if service is None:
         message = f"Service {backend.service} does not exist; add it or correct the reference"
-        yield Finding(ref, (*backend.path, "name"), message, severity)
+        yield Finding(ref, (*backend.path, "name"), message, severity, "BackendNotFound")
         return
     if service.port(backend.port) is None:
         message = f"Service {backend.service} has no port {backend.port}; it has {_ports_text(service)}"
-        yield Finding(ref, (*backend.path, "port"), message, severity)
+        yield Finding(ref, (*backend.path, "port"), message, severity, "BackendNotFound")
     # A route for calls to a Service may send them there: the caller could have done so without the route.
     granted = (
         backend.namespace == route.namespace
@@ -183,10 +193,10 @@ def _backend(mesh: Mesh, ref: ObjectRef, route: Route, backend: BackendRef) -> I
             f"Service {backend.service} is in another namespace; add a ReferenceGrant to {backend.namespace}"
             f" that lets {route.kind.value} of {route.namespace} name it"
         )
-        yield Finding(ref, (*backend.path, "namespace"), message, severity)
+        yield Finding(ref, (*backend.path, "namespace"), message, severity, "RefNotPermitted")
 
 
-def _conflicts(mesh: Mesh) -> Iterator[Finding]:
+def check_conflicts(mesh: Mesh) -> Iterator[Finding]:
     """Two routes of one audience that claim the same requests, and kinds that cannot share a port."""
     matches: dict[tuple[ServiceKey, int, str, RouteMatch], Route] = {}
     kinds: dict[tuple[ServiceKey, int, str], Route] = {}
@@ -204,7 +214,7 @@ def _conflicts(mesh: Mesh) -> Iterator[Finding]:
                     message = (
                         f"{first} has {at} already, and only one kind of route can; remove one of the two"
                     )
-                    yield Finding(ref, parent.path, message)
+                    yield Finding(ref, parent.path, message, reason="Conflicted")
                     continue
                 yield from _same_matches(ref, route, scope, at, matches)
 

@@ -55,6 +55,8 @@ def load_assignment(
 
 def _endpoint(item: EndpointSlice, endpoint: Endpoint, port: int) -> LbEndpoint:
     metadata = Metadata()
+    # With publishNotReadyAddresses an endpoint is ready until it is gone.
+    takes_traffic = endpoint.ready and not endpoint.terminating
     if item.service_account:
         authority = (
             f"[{endpoint.address}]:{port}" if ":" in endpoint.address else f"{endpoint.address}:{port}"
@@ -69,6 +71,6 @@ def _endpoint(item: EndpointSlice, endpoint: Endpoint, port: int) -> LbEndpoint:
             address=Address(socket_address=SocketAddress(address=endpoint.address, port_value=reached_at)),
             hostname=endpoint.hostname,
         ),
-        health_status=HealthStatus.HEALTHY if endpoint.ready else HealthStatus.DRAINING,
+        health_status=HealthStatus.HEALTHY if takes_traffic else HealthStatus.DRAINING,
         metadata=metadata,
     )

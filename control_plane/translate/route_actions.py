@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
+from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption, RuntimeFractionalPercent
 from envoy.config.route.v3.route_components_pb2 import (
     DirectResponseAction,
     RedirectAction,
@@ -18,6 +18,7 @@ from envoy.config.route.v3.route_components_pb2 import (
     WeightedCluster,
 )
 from envoy.type.matcher.v3.regex_pb2 import RegexMatchAndSubstitute, RegexMatcher
+from envoy.type.v3.percent_pb2 import FractionalPercent
 from google.protobuf.wrappers_pb2 import UInt32Value
 
 from control_plane.model.discovery import Dialect
@@ -72,7 +73,7 @@ def apply_rule(
     """Gives `route` its action and headers. `rewrite` is what becomes of the path under the route's own
     match; `port` is the parent's, which a redirect keeps."""
     _change_headers(route, rule.filters.request_headers, rule.filters.response_headers)
-    backends = [backend for backend in rule.backends if backend.weight]
+    backends = [backend for backend in rule.backends if backend.weight and backend.resolved]
     if rule.filters.redirect is not None:
         route.redirect.CopyFrom(_redirect(rule.filters.redirect, rewrite, port))
     elif not backends:
@@ -80,6 +81,20 @@ def apply_rule(
         route.direct_response.CopyFrom(DirectResponseAction(status=500))
     else:
         route.route.CopyFrom(_route_action(rule, backends, rewrite, dialect, domain))
+
+
+def unresolved_share(rule: RouteRule) -> float:
+    """The share of a rule's requests, 0 to 1, whose backends do not exist or may not be named."""
+    total = sum(backend.weight for backend in rule.backends)
+    missing = sum(backend.weight for backend in rule.backends if not backend.resolved)
+    return missing / total if total else 0.0
+
+
+def refuse_share(route: Route, share: float) -> None:
+    """Makes `route` answer 500 to this share of what it matches and leave the rest to the next one."""
+    fraction = FractionalPercent(numerator=round(share * 1_000_000), denominator=FractionalPercent.MILLION)
+    route.match.runtime_fraction.CopyFrom(RuntimeFractionalPercent(default_value=fraction))
+    route.direct_response.CopyFrom(DirectResponseAction(status=500))
 
 
 def _route_action(

@@ -25,7 +25,13 @@ from control_plane.model.route import PathKind, PathRewrite, Route, RouteKind, R
 from control_plane.model.service import AppProtocol, ServicePort
 from control_plane.translate.precedence import Candidate, ordered
 from control_plane.translate.protobuf import duration
-from control_plane.translate.route_actions import apply_rule, forward, retry_policy
+from control_plane.translate.route_actions import (
+    apply_rule,
+    forward,
+    refuse_share,
+    retry_policy,
+    unresolved_share,
+)
 
 
 def route_configuration(
@@ -65,10 +71,14 @@ def _routes(
     # GEP-1294: on one port the more specific kind of route alone counts.
     grpc = [route for route in routes if route.kind is RouteKind.GRPC]
     for candidate in ordered(grpc or routes):
+        name = f"{candidate.route.namespace}/{candidate.route.name}/{candidate.rule_index}"
+        share = unresolved_share(candidate.rule)
         for match, rewrite in _matches(candidate, dialect):
-            route = XdsRoute(
-                name=f"{candidate.route.namespace}/{candidate.route.name}/{candidate.rule_index}", match=match
-            )
+            if 0.0 < share < 1.0:
+                refused = XdsRoute(name=f"{name}/unresolved", match=match)
+                refuse_share(refused, share)
+                yield refused
+            route = XdsRoute(name=name, match=match)
             apply_rule(route, candidate.rule, rewrite, port.port, dialect, domain)
             yield route
 

@@ -1,0 +1,527 @@
+"""The cluster source against an API server over TLS: what it reads, follows, survives and serves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from control_plane.kube import watch
+from control_plane.kube.access import from_kubeconfig
+from control_plane.kube.client import KubeClient
+from control_plane.model.mesh import Mesh
+from control_plane.model.problem import Severity
+from control_plane.model.service import ServiceKey
+from control_plane.sources.kubernetes import KubernetesSource
+from control_plane.sources.route_admission import RouteVerdict
+from tests.support import kube_api
+from tests.support.kube_api import KubeApi, endpoint, pod
+from tests.support.kubernetes import account, backend, endpoint_slice, grant, parent, route, service
+
+USERS = ServiceKey("shop", "users")
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "BACKOFF_FIRST", 0.02)
+    monkeypatch.setattr(watch, "BACKOFF_MOST", 0.05)
+    monkeypatch.setattr(watch, "ABSENT_RETRY", 0.1)
+    monkeypatch.setattr(watch, "TOO_SHORT", 0.01)
+
+
+class Follower:
+    """A source that runs, and what it published."""
+
+    def __init__(self, api: KubeApi) -> None:
+        self.client = KubeClient(from_kubeconfig(api.kubeconfig()))
+        self.meshes: list[Mesh] = []
+        self.verdicts: tuple[RouteVerdict, ...] = ()
+        self.source = KubernetesSource(self.client, self.meshes.append, self._keep, Random(1))
+        self._stop = asyncio.Event()
+
+    def _keep(self, verdicts: tuple[RouteVerdict, ...]) -> None:
+        self.verdicts = verdicts
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.meshes[-1]
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(10):
+            while not (self.meshes and condition()):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+
+    async def run(self) -> None:
+        await self.source.run(self._stop)
+
+    def stop(self) -> None:
+        self._stop.set()
+
+
+@asynccontextmanager
+async def following(api: KubeApi) -> AsyncIterator[Follower]:
+    follower = Follower(api)
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(follower.run())
+            try:
+                yield follower
+            finally:
+                follower.stop()
+    finally:
+        await follower.client.close()
+
+
+def run(tmp_path: Path, scenario: Callable[[KubeApi], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(30), KubeApi(tmp_path) as api:
+            await scenario(api)
+
+    asyncio.run(main())
+
+
+def users(api: KubeApi, *pods: str, runs_as: str = "users") -> None:
+    """Service users with a slice of these pods at 10.0.0.1, 10.0.0.2, ..."""
+    api.put(service("users"), account("users"), *(pod(name, runs_as) for name in pods))
+    listed = [endpoint(f"10.0.0.{number}", name) for number, name in enumerate(pods, 1)]
+    api.put(endpoint_slice("users-1", *listed))
+
+
+def addresses(mesh: Mesh) -> dict[str, tuple[str, ...]]:
+    """By account."""
+    found: dict[str, tuple[str, ...]] = {}
+    for item in mesh.slices:
+        found[item.service_account] = found.get(item.service_account, ()) + tuple(
+            e.address for e in item.endpoints
+        )
+    return found
+
+
+# --- what is read ---
+
+
+def test_endpoints_run_as_the_accounts_of_their_pods(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a", "users-b", "users-c")
+        api.put(pod("users-b", "other"), pod("users-c", meshed=False))
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            assert addresses(follower.mesh) == {
+                "users": ("10.0.0.1",),
+                "other": ("10.0.0.2",),
+                "": ("10.0.0.3",),
+            }
+            assert set(follower.mesh.services) == {USERS}
+            assert follower.mesh.slices[0].endpoints[0].hostname == "users-c"
+
+    run(tmp_path, scenario)
+
+
+def test_a_pod_with_the_sidecars_container_is_in_the_mesh_and_the_label_can_deny_it(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a", "users-b", "users-c")
+        for name, sort in (
+            ("users-a", "initContainers"),
+            ("users-b", "containers"),
+            ("users-c", "containers"),
+        ):
+            item = pod(name, meshed=False)
+            item["spec"][sort] = [{"name": "pilotfish-sidecar"}]
+            if name == "users-c":
+                item["metadata"]["labels"]["mesh.pilotfish.dev/injected"] = "false"
+            api.put(item)
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            assert addresses(follower.mesh) == {"users": ("10.0.0.1", "10.0.0.2"), "": ("10.0.0.3",)}
+
+    run(tmp_path, scenario)
+
+
+def test_an_endpoint_waits_until_its_pod_is_known(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a", "users-b")
+        api.delete("Pod", "users-b")
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            assert addresses(follower.mesh) == {"users": ("10.0.0.1",)}
+            api.put(pod("users-b"))
+            await follower.until(lambda: addresses(follower.mesh) == {"users": ("10.0.0.1", "10.0.0.2")})
+
+    run(tmp_path, scenario)
+
+
+def test_a_pod_that_is_being_deleted_is_leaving_before_its_endpoint_says_so(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a", "users-b")
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            api.put(pod("users-b", leaving=True))
+            await follower.until(lambda: follower.mesh.slices[0].endpoints[1].terminating)
+            first, second = follower.mesh.slices[0].endpoints
+            assert (first.ready, first.terminating) == (True, False)
+            assert (second.ready, second.serving) == (False, True)
+
+    run(tmp_path, scenario)
+
+
+def test_zones_come_from_the_endpoint_or_else_from_its_node(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        api.put(service("users"), kube_api.node("n1", "zone-1"), kube_api.node("n2", "zone-2"))
+        api.put(pod("users-a", node="n1"), pod("users-b"), pod("users-c"))
+        listed = [
+            endpoint("10.0.0.1", "users-a"),
+            endpoint("10.0.0.2", "users-b", nodeName="n2"),
+            endpoint("10.0.0.3", "users-c", nodeName="n2", zone="zone-3"),
+        ]
+        api.put(endpoint_slice("users-1", *listed))
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            assert [e.zone for e in follower.mesh.slices[0].endpoints] == ["zone-1", "zone-2", "zone-3"]
+            api.put(kube_api.node("n2", "zone-9"))
+            await follower.until(lambda: follower.mesh.slices[0].endpoints[1].zone == "zone-9")
+
+    run(tmp_path, scenario)
+
+
+def test_of_a_dual_stack_service_one_family_is_used(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        second = endpoint_slice("users-2", endpoint("fd00::1", "users-a"))
+        api.put({**second, "addressType": "IPv6"})
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            assert addresses(follower.mesh) == {"users": ("10.0.0.1",)}
+            api.put(service("users", clusterIPs=["fd00::99", "10.9.9.9"]))
+            await follower.until(lambda: addresses(follower.mesh) == {"users": ("fd00::1",)})
+
+    run(tmp_path, scenario)
+
+
+def test_what_the_mesh_cannot_reach_is_left_out_without_a_word(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        api.put(service("away", type="ExternalName", externalName="example.org"))
+        names = endpoint_slice("away-1", "example.org")
+        api.put({**names, "addressType": "FQDN"})
+        foreign = endpoint_slice("foreign-1", "10.1.1.1")
+        del foreign["metadata"]["labels"]["kubernetes.io/service-name"]
+        api.put(foreign)
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            assert (set(follower.mesh.services), len(follower.mesh.slices)) == ({USERS}, 1)
+            assert follower.source.problems == ()
+
+    run(tmp_path, scenario)
+
+
+def test_lists_come_in_pages_and_are_whole_before_anything_is_published(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        api.max_page = 7
+        api.put(*(service(f"s{number}") for number in range(50)))
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            assert len(follower.meshes[0].services) == 50
+            pages = [r for r in api.seen("GET", "/services") if "watch" not in r.query]
+            assert [r.query.get("continue", "").partition(":")[2] for r in pages] == [
+                "", "7", "14", "21", "28", "35", "42", "49",
+            ]  # fmt: skip
+            assert {r.query["limit"] for r in pages} == {"500"}
+
+    run(tmp_path, scenario)
+
+
+# --- following ---
+
+
+def test_changes_arrive_by_the_watch_and_bookmarks_move_it_on(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        async with following(api) as follower:
+            await follower.until(lambda: api.watches == 8)
+            api.put(service("carts"))
+            await follower.until(lambda: len(follower.mesh.services) == 2)
+            api.delete("Service", "users")
+            await follower.until(lambda: set(follower.mesh.services) == {ServiceKey("shop", "carts")})
+            await api.bookmark()
+            bookmark = str(api._version)
+            await asyncio.sleep(0.05)
+            await api.drop_watches()
+            await follower.until(lambda: api.watches == 8)
+            [first, again] = [r for r in api.seen("GET", "/services") if "watch" in r.query]
+            assert again.query["resourceVersion"] == bookmark
+            assert first.query["allowWatchBookmarks"] == "true"
+            assert float(first.query["timeoutSeconds"]) >= 300
+
+    run(tmp_path, scenario)
+
+
+def test_events_of_a_cut_watch_are_not_lost(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        async with following(api) as follower:
+            await follower.until(lambda: api.watches == 8)
+            await api.drop_watches()
+            api.put(service("carts"))
+            await follower.until(lambda: len(follower.mesh.services) == 2)
+            lists = [r for r in api.seen("GET", "/services") if "watch" not in r.query]
+            assert len(lists) == 1
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["HTTP status", "ERROR event"])
+def test_after_410_everything_is_read_anew_and_nothing_is_dropped_meanwhile(
+    tmp_path: Path, cut: bool
+) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a", "users-b")
+        api.put(service("carts"))
+        async with following(api) as follower:
+            await follower.until(lambda: api.watches == 8)
+            published = len(follower.meshes)
+            api.max_page = 1
+            if cut:
+                await api.down()
+            api.delete("Service", "carts")
+            api.put(service("orders"))
+            api.compact()
+            if cut:
+                await api.up()
+            wanted = {USERS, ServiceKey("shop", "orders")}
+            await follower.until(lambda: set(follower.mesh.services) == wanted)
+            for mesh in follower.meshes[published:]:
+                assert USERS in mesh.services
+                assert addresses(mesh) == {"users": ("10.0.0.1", "10.0.0.2")}
+
+    run(tmp_path, scenario)
+
+
+def test_a_list_whose_continue_token_expired_starts_over(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        api.put(*(service(f"s{number}") for number in range(5)))
+        api.max_page = 2
+        expired = api._list
+        calls = 0
+
+        def once(request: object, plural: str) -> object:
+            nonlocal calls
+            if plural == "services":
+                calls += 1
+                if calls == 2:
+                    api.compact()
+                    api._version += 1
+                    api._oldest = api._version
+            return expired(request, plural)  # type: ignore[arg-type]
+
+        api._list = once  # type: ignore[assignment,method-assign]
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            assert len(follower.mesh.services) == 5
+            starts = [
+                r
+                for r in api.seen("GET", "/services")
+                if "watch" not in r.query and "continue" not in r.query
+            ]
+            assert len(starts) == 2
+
+    run(tmp_path, scenario)
+
+
+def test_losing_the_api_server_disturbs_nothing_and_is_said(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        async with following(api) as follower:
+            await follower.until(lambda: api.watches == 8)
+            served = follower.mesh
+            await api.down()
+            await follower.until(lambda: len(follower.source.problems) == 8)
+            assert {p.severity for p in follower.source.problems} == {Severity.WARNING}
+            assert "what was read last stays in use" in follower.source.problems[0].message
+            assert follower.mesh == served
+            api.put(service("carts"))
+            await api.up()
+            await follower.until(lambda: len(follower.mesh.services) == 2)
+            api.put(*(service(f"s{n}") for n in range(2)), pod("x"), kube_api.node("n", "z"), account("x"))
+            await api.bookmark()
+            await follower.until(lambda: not follower.source.problems)
+
+    run(tmp_path, scenario)
+
+
+def test_a_throttled_client_waits_as_long_as_it_was_told(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        api.answer(429, path="/services", Retry_After="1")
+        began = asyncio.get_running_loop().time()
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            assert 0.95 <= asyncio.get_running_loop().time() - began < 4
+
+    run(tmp_path, scenario)
+
+
+def test_a_server_that_fails_now_and_then_is_asked_again(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        api.answer(503, times=5)
+        api.answer(500, watch=True, times=5)
+        async with following(api) as follower:
+            await follower.until(lambda: api.watches == 8)
+            assert addresses(follower.mesh) == {"users": ("10.0.0.1",)}
+
+    run(tmp_path, scenario)
+
+
+def test_without_the_right_to_list_a_kind_nothing_is_published_and_the_problem_says_why(
+    tmp_path: Path,
+) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        api.answer(403, path="/pods", times=1000)
+        async with following(api) as follower:
+            async with asyncio.timeout(10):
+                while not (problems := follower.source.problems):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert (problems[0].severity, problems[0].object) == (Severity.ERROR, "Pod")
+            assert "403 Forbidden" in problems[0].message
+            assert follower.meshes == []
+
+    run(tmp_path, scenario)
+
+
+# --- routes ---
+
+
+def verdict(follower: Follower, name: str) -> dict[str, tuple[bool, str]]:
+    [found] = [v for v in follower.verdicts if v.key == ("shop", name)]
+    [(_, conditions)] = found.parents
+    return {c.type: (c.status, c.reason) for c in conditions}
+
+
+ACCEPTED = {"Accepted": (True, "Accepted"), "ResolvedRefs": (True, "ResolvedRefs")}
+
+
+def test_a_cluster_without_gateway_api_is_served_and_its_routes_when_they_come(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        api.absent = {"httproutes", "grpcroutes", "referencegrants"}
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            notes = {p.object for p in follower.source.problems if p.severity is Severity.NOTE}
+            assert notes == {"HTTPRoute", "GRPCRoute", "ReferenceGrant"}
+            api.put(route("r", {"backendRefs": [backend("users")]}))
+            api.absent = {"gateway.networking.k8s.io/v1/httproutes"}  # an older one: v1beta1
+            await follower.until(lambda: follower.mesh.routes)
+            assert verdict(follower, "r") == ACCEPTED
+
+    run(tmp_path, scenario)
+
+
+def test_routes_in_use_outlive_a_server_that_denies_their_kind_while_it_starts(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        api.put(route("r", {"backendRefs": [backend("users")]}))
+        async with following(api) as follower:
+            await follower.until(lambda: api.watches == 8)
+            published = len(follower.meshes)
+            api.answer(404, path="/httproutes", times=2)
+            await api.drop_watches()
+            await follower.until(lambda: api.watches == 8)
+            api.put(service("carts"))
+            await follower.until(lambda: len(follower.mesh.services) == 2)
+            assert all(mesh.routes for mesh in follower.meshes[published:])
+
+    run(tmp_path, scenario)
+
+
+def test_a_mistake_in_one_route_leaves_it_as_it_was_and_the_others_alone(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        good = {"backendRefs": [backend("users")]}
+        api.put(route("a", good), route("b", good), route("new", {"retry": {"codes": [200]}}))
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            assert [r.name for r in follower.mesh.routes] == ["a", "b"]
+            assert verdict(follower, "new") == {"Accepted": (False, "UnsupportedValue")}
+            before = follower.mesh.routes
+            api.put(route("a", {"timeouts": {"request": "soon"}}), route("c", good))
+            await follower.until(lambda: len(follower.mesh.routes) == 3)
+            assert follower.mesh.routes[:2] == before
+            assert verdict(follower, "a") == {"Accepted": (False, "UnsupportedValue")}
+            assert verdict(follower, "b") == ACCEPTED
+            problems = {p.object: p for p in follower.source.problems if p.severity is Severity.ERROR}
+            assert problems["HTTPRoute shop/a"].field == "spec.rules[0].timeouts.request"
+            assert problems["HTTPRoute shop/a"].message.endswith("its last good version stays in use")
+            assert problems["HTTPRoute shop/new"].message.endswith("it is left out")
+
+    run(tmp_path, scenario)
+
+
+def test_a_backend_that_does_not_exist_is_marked_and_heals_when_it_comes(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        rule = {"backendRefs": [backend("users", weight=9), backend("gone"), backend("users", 81)]}
+        api.put(route("r", rule))
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            assert [b.resolved for b in follower.mesh.routes[0].rules[0].backends] == [True, False, False]
+            assert verdict(follower, "r") == {**ACCEPTED, "ResolvedRefs": (False, "BackendNotFound")}
+            api.put(
+                service("gone"), service("users", {"name": "http", "port": 80}, {"name": "b", "port": 81})
+            )
+            await follower.until(lambda: verdict(follower, "r") == ACCEPTED)
+            assert [b.resolved for b in follower.mesh.routes[0].rules[0].backends] == [True, True, True]
+
+    run(tmp_path, scenario)
+
+
+def test_a_backend_in_another_namespace_needs_a_grant(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        api.put(service("other", namespace="bank"))
+        api.put(route("r", {"backendRefs": [backend("other", namespace="bank")]}))
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            assert verdict(follower, "r")["ResolvedRefs"] == (False, "RefNotPermitted")
+            assert not follower.mesh.routes[0].rules[0].backends[0].resolved
+            api.put(grant("bank", "shop"))
+            await follower.until(lambda: verdict(follower, "r") == ACCEPTED)
+
+    run(tmp_path, scenario)
+
+
+def test_a_parent_that_does_not_exist_is_left_out(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        to = [parent("users"), parent("gone"), parent("users", port=81)]
+        api.put(route("r", {"backendRefs": [backend("users")]}, to=to))
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            [found] = follower.verdicts
+            assert [conditions[0].reason for _, conditions in found.parents] == [
+                "Accepted",
+                "NoMatchingParent",
+                "NoMatchingParent",
+            ]
+            [served] = follower.mesh.routes
+            assert [(ref.name, ref.port) for ref in served.parents] == [("users", None)]
+
+    run(tmp_path, scenario)
+
+
+def test_a_bad_service_keeps_its_last_good_version(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            api.put(service("users", {"name": "http", "port": 99999}))
+            await follower.until(lambda: follower.source.problems)
+            [problem] = follower.source.problems
+            assert (problem.object, problem.field) == ("Service shop/users", "spec.ports[0].port")
+            assert follower.mesh.services[USERS].ports[0].port == 80
+
+    run(tmp_path, scenario)

@@ -1,0 +1,383 @@
+"""A Kubernetes API server for tests: HTTPS, bearer tokens, lists in pages, watches, conflicts, and its moods.
+
+It serves any object that tests `put` into it. It can drop watches, forget history (410), throttle (429),
+deny kinds (404), answer slowly, and go away and come back on its port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import ssl
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from aiohttp import web
+
+from tests.support.certs import TestCa, make_ca
+
+Object = dict[str, Any]
+
+PLURALS = {
+    "Service": "services",
+    "EndpointSlice": "endpointslices",
+    "Pod": "pods",
+    "Node": "nodes",
+    "ServiceAccount": "serviceaccounts",
+    "Namespace": "namespaces",
+    "Secret": "secrets",
+    "Lease": "leases",
+    "HTTPRoute": "httproutes",
+    "GRPCRoute": "grpcroutes",
+    "ReferenceGrant": "referencegrants",
+}
+TOKEN = "control-plane-token"
+
+
+@dataclass
+class Mood:
+    """What the next requests that match are answered with instead."""
+
+    status: int
+    matches: Callable[[web.Request], bool]
+    times: int
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class KubeApi:
+    """Use as `async with KubeApi(tmp_path) as api`. Objects may be put before and after the start."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.objects: dict[tuple[str, str, str], Object] = {}
+        """By plural, namespace and name."""
+        self.requests: list[web.Request] = []
+        self.absent: set[str] = set()
+        """`GROUP/VERSION/plural` or plural of kinds that the server does not have."""
+        self.tokens: dict[str, Object] = {}
+        """TokenReview: token to the status that it gets; others are not authenticated."""
+        self.delay = 0.0
+        self._open: Counter[int] = Counter()
+        """Watches, by the generation that `drop_watches` ends."""
+        self.port = 0
+        self.max_page = 500
+        self._moods: list[Mood] = []
+        self._version = 100
+        self._oldest = 0
+        self._history: list[tuple[int, str, str, Object]] = []
+        self._news = asyncio.Condition()
+        self._generation = 0
+        self._ca: TestCa = make_ca("test API server CA")
+        self._runner: web.AppRunner | None = None
+
+    # --- what tests do to it ---
+
+    def put(self, *objects: Object) -> None:
+        """Creates or replaces."""
+        for given in objects:
+            item = copy.deepcopy(given)
+            metadata = item["metadata"]
+            key = (PLURALS[item["kind"]], metadata.get("namespace", ""), metadata["name"])
+            before = self.objects.get(key)
+            metadata.setdefault("uid", f"uid-{key[2]}")
+            metadata["generation"] = _generation(before, item)
+            if before is not None and "status" not in item and "status" in before:
+                item["status"] = before["status"]
+            self._store(key, item, "MODIFIED" if before else "ADDED")
+
+    def delete(self, kind: str, name: str, namespace: str = "shop") -> None:
+        key = (PLURALS[kind], namespace, name)
+        self._store(key, self.objects[key], "DELETED")
+
+    def get(self, kind: str, name: str, namespace: str = "shop") -> Object:
+        return self.objects[PLURALS[kind], namespace, name]
+
+    def compact(self) -> None:
+        """Forgets all history and all lists in progress."""
+        self._oldest = self._version
+        self._history.clear()
+
+    async def drop_watches(self) -> None:
+        self._generation += 1
+        await self._notify()
+        while self._open[self._generation - 1]:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+    @property
+    def watches(self) -> int:
+        """Open ones."""
+        return self._open.total()
+
+    def answer(
+        self, status: int, *, path: str = "", watch: bool | None = None, times: int = 1, **headers: str
+    ) -> None:
+        """The next `times` requests whose path ends so get this status instead."""
+
+        def matches(request: web.Request) -> bool:
+            return request.path.endswith(path) and watch in (None, "watch" in request.query)
+
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        self._moods.append(Mood(status, matches, times, named))
+
+    def seen(self, method: str, path: str) -> list[web.Request]:
+        return [r for r in self.requests if r.method == method and r.path.endswith(path)]
+
+    def kubeconfig(self) -> Path:
+        """A file that leads here, with the right token."""
+        path = self.directory / "kubeconfig"
+        (self.directory / "api-ca.crt").write_bytes(self._ca.ca_pem)
+        cluster = {"server": f"https://127.0.0.1:{self.port}", "certificate-authority": "api-ca.crt"}
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "contexts": [
+                {"name": "test", "context": {"cluster": "test", "user": "test", "namespace": "mesh"}}
+            ],
+            "clusters": [{"name": "test", "cluster": cluster}],
+            "users": [{"name": "test", "user": {"token": TOKEN}}],
+        }
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    # --- life ---
+
+    async def __aenter__(self) -> KubeApi:
+        certificate, key = self._ca.issue(addresses=["127.0.0.1"])
+        pair = self.directory / "api.pem"
+        pair.write_bytes(certificate + key)
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._tls.load_cert_chain(pair)
+        await self.up()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.down()
+
+    async def up(self) -> None:
+        """Listens, on the same port as before."""
+        app = web.Application(client_max_size=16 * 1024 * 1024)
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._tls).start()
+        self.port = int(self._runner.addresses[0][1])
+
+    async def down(self) -> None:
+        """Cuts every connection and listens no more."""
+        await self.drop_watches()
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    # --- requests ---
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(request)
+        if self.delay:
+            await asyncio.sleep(self.delay)
+        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return _status(401, "Unauthorized", "no valid token")
+        for mood in self._moods:
+            if mood.times and mood.matches(request):
+                mood.times -= 1
+                return _status(mood.status, _reason(mood.status), "as the test wants it", mood.headers)
+        if request.path == "/apis/authentication.k8s.io/v1/tokenreviews":
+            return await self._token_review(request)
+        version, plural, namespace, name, sub = _split(request.path)
+        if plural not in PLURALS.values() or {plural, f"{version}/{plural}"} & self.absent:
+            return web.Response(status=404, text="404 page not found\n")
+        if name:
+            return await self._one(request, (plural, namespace, name), sub)
+        if request.method == "POST":
+            return self._create(plural, namespace, await request.json())
+        if "watch" in request.query:
+            return await self._watch(request, plural)
+        return self._list(request, plural)
+
+    def _list(self, request: web.Request, plural: str) -> web.Response:
+        version, start = self._version, 0
+        if token := request.query.get("continue"):
+            version, start = map(int, token.split(":"))
+            if version < self._oldest:
+                return _status(410, "Expired", "The provided continue parameter is too old")
+        limit = min(int(request.query.get("limit", "500")), self.max_page)
+        items = [item for key, item in sorted(self.objects.items()) if key[0] == plural]
+        page = [{k: v for k, v in item.items() if k not in ("kind", "apiVersion")} for item in items]
+        metadata: Object = {"resourceVersion": str(version)}
+        if start + limit < len(page):
+            metadata["continue"] = f"{version}:{start + limit}"
+        # Custom resources come in the order of their keys: items before metadata.
+        body = {"items": page[start : start + limit], "kind": "List", "metadata": metadata}
+        return web.json_response(body)
+
+    async def _watch(self, request: web.Request, plural: str) -> web.StreamResponse:
+        version = int(request.query["resourceVersion"])
+        if version < self._oldest:
+            return _status(410, "Expired", "too old resource version")
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        generation, deadline = self._generation, float(request.query["timeoutSeconds"])
+        self._open[generation] += 1
+        try:
+            async with asyncio.timeout(deadline):
+                await self._stream(response, plural, version, generation)
+        except (TimeoutError, ConnectionError):
+            pass
+        finally:
+            self._open[generation] -= 1
+        if generation != self._generation and request.transport is not None:
+            request.transport.abort()
+        return response
+
+    async def _stream(self, response: web.StreamResponse, plural: str, version: int, generation: int) -> None:
+        while generation == self._generation:
+            if version < self._oldest:
+                gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
+                await _send(response, "ERROR", gone)
+                return
+            for number, kind, of, item in list(self._history):
+                if number > version and (of == plural or kind == "BOOKMARK"):
+                    await _send(response, kind, item)
+            version = self._version
+            async with self._news:
+                if version == self._version and generation == self._generation:
+                    await self._news.wait()
+
+    async def bookmark(self) -> None:
+        """Tells every watch how far the world is."""
+        self._version += 1
+        metadata = {"resourceVersion": str(self._version)}
+        self._history.append((self._version, "BOOKMARK", "", {"metadata": metadata}))
+        await self._notify()
+
+    def _create(self, plural: str, namespace: str, item: Object) -> web.Response:
+        key = (plural, namespace, item["metadata"]["name"])
+        if key in self.objects:
+            return _status(409, "AlreadyExists", f"{key[2]} already exists")
+        item["metadata"]["namespace"] = namespace
+        self._store(key, item, "ADDED")
+        return web.json_response(self.objects[key], status=201)
+
+    async def _one(self, request: web.Request, key: tuple[str, str, str], sub: str) -> web.Response:
+        known = self.objects.get(key)
+        if known is None:
+            return _status(404, "NotFound", f"{key[0]} {key[2]!r} not found")
+        if request.method == "GET":
+            return web.json_response(known)
+        body = await request.json()
+        asked = body["metadata"].get("resourceVersion")
+        if asked is not None and asked != known["metadata"]["resourceVersion"]:
+            return _status(409, "Conflict", "the object has been modified")
+        if request.method == "PUT":
+            self._store(key, body, "MODIFIED")
+        elif request.headers["Content-Type"] != "application/apply-patch+yaml" or sub != "status":
+            return _status(415, "UnsupportedMediaType", "only server-side apply of a status is known here")
+        elif "fieldManager" not in request.query:
+            return _status(400, "BadRequest", "fieldManager is required for apply patch")
+        else:
+            self._store(key, {**known, "status": body["status"]}, "MODIFIED")
+        return web.json_response(self.objects[key])
+
+    async def _token_review(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        status = self.tokens.get(body["spec"]["token"], {"authenticated": False, "error": "invalid token"})
+        return web.json_response({**body, "status": status}, status=201)
+
+    def _store(self, key: tuple[str, str, str], item: Object, kind: str) -> None:
+        self._version += 1
+        item = copy.deepcopy(item)
+        item["metadata"]["resourceVersion"] = str(self._version)
+        if kind == "DELETED":
+            del self.objects[key]
+        else:
+            self.objects[key] = item
+        self._history.append((self._version, kind, key[0], item))
+        if self._runner is not None:
+            asyncio.get_running_loop().create_task(self._notify())
+
+    async def _notify(self) -> None:
+        async with self._news:
+            self._news.notify_all()
+
+
+async def _send(response: web.StreamResponse, kind: str, item: Object) -> None:
+    await response.write(json.dumps({"type": kind, "object": item}).encode() + b"\n")
+
+
+def _generation(before: Object | None, item: Object) -> int:
+    if before is None:
+        return 1
+    same = before.get("spec") == item.get("spec")
+    return int(before["metadata"]["generation"]) + (0 if same else 1)
+
+
+def _split(path: str) -> tuple[str, str, str, str, str]:
+    """apiVersion, plural, namespace, name, subresource."""
+    parts = path.strip("/").split("/")
+    version, rest = (parts[1], parts[2:]) if parts[0] == "api" else ("/".join(parts[1:3]), parts[3:])
+    namespace = ""
+    if rest[0] == "namespaces" and len(rest) > 2:
+        namespace, rest = rest[1], rest[2:]
+    rest += ["", ""]
+    return version, rest[0], namespace, rest[1], rest[2]
+
+
+def _reason(status: int) -> str:
+    return {403: "Forbidden", 410: "Expired", 429: "TooManyRequests", 503: "ServiceUnavailable"}.get(
+        status, ""
+    )
+
+
+def _status(status: int, reason: str, message: str, headers: dict[str, str] | None = None) -> web.Response:
+    body = {"kind": "Status", "status": "Failure", "code": status, "reason": reason, "message": message}
+    return web.json_response(body, status=status, headers=headers)
+
+
+# --- objects that only a cluster has ---
+
+
+def pod(
+    name: str,
+    runs_as: str = "users",
+    *,
+    meshed: bool = True,
+    node: str = "",
+    leaving: bool = False,
+    namespace: str = "shop",
+    padding: int = 0,
+) -> Object:
+    metadata: Object = {"name": name, "namespace": namespace, "labels": {"app": runs_as}}
+    if meshed:
+        metadata["labels"]["mesh.pilotfish.dev/injected"] = "true"
+    if leaving:
+        metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    if padding:
+        metadata["managedFields"] = [{"manager": "kubelet", "fieldsV1": {"f:x": "x" * padding}}]
+    spec = {"serviceAccountName": runs_as, "nodeName": node, "containers": [{"name": "app"}]}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": metadata,
+        "spec": spec,
+        "status": {"phase": "Running"},
+    }
+
+
+def node(name: str, zone: str) -> Object:
+    labels = {"topology.kubernetes.io/zone": zone}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}}
+
+
+def endpoint(address: str, pod_name: str = "", **more: Any) -> Object:
+    """An entry of an EndpointSlice that is a Pod."""
+    found: Object = {"addresses": [address], **more}
+    if pod_name:
+        found["targetRef"] = {"kind": "Pod", "name": pod_name, "namespace": "shop"}
+    return found
