@@ -19,6 +19,7 @@ from typing import cast
 from sidecar.net.connection_types import ConnectError, ConnectionOwner, HalfClosing, LeavesBytes
 from sidecar.net.handshakes import Handshake
 from sidecar.net.peer import PeerInfo, read_certificate
+from sidecar.net.read_buffer import read_buffer
 from sidecar.net.sockets import Address
 from sidecar.net.tls import TlsError, TlsParameters, TlsSession
 from sidecar.protocol.events import BULK, Codec
@@ -39,10 +40,11 @@ _NOBODY = PeerInfo(("", 0), ("", 0))
 _RST_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """One TCP connection. Make server-side ones in a listener's protocol factory, others with `connect`."""
 
     __slots__ = (
+        "_buffer",
         "_close_wanted",
         "_closing",
         "_flush_scheduled",
@@ -83,6 +85,7 @@ class Connection(asyncio.Protocol):
         self.codec: Codec | None = None
         self.sni = ""
         self._loop = loop
+        self._buffer = read_buffer(loop)
         self._owner = owner
         self._tls = tls
         self._server_side = server_side
@@ -199,7 +202,7 @@ class Connection(asyncio.Protocol):
         else:
             transport.write(self._session.close_notify())
 
-    # --- asyncio.Protocol
+    # --- asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -215,16 +218,23 @@ class Connection(asyncio.Protocol):
         else:
             self._on_secured()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the loop is to put what it reads next."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """`nbytes` bytes are in the buffer. TLS takes them from there; a codec keeps slices of its own."""
         if self._closing:
             return
         session = self._session
-        if session is not None:
+        if session is None:
+            data = bytes(self._buffer[:nbytes])
+        else:
             if self._handshake is not None:
-                if self._handshake.feed(data) >= MAX_UNREAD:
+                if self._handshake.feed(bytes(self._buffer[:nbytes])) >= MAX_UNREAD:
                     self._on_read_pause(True)
                 return
-            data = session.decrypt(data)
+            data = session.decrypt(self._buffer[:nbytes])
             if session.error or session.peer_closed:
                 self._deliver_last(session, data)
                 return
@@ -308,7 +318,7 @@ class Connection(asyncio.Protocol):
             elif plain:
                 self._deliver(plain)
         except BaseException:
-            self.abort("internal error")  # as the loop does when `data_received` raises
+            self.abort("internal error")  # as the loop does when `buffer_updated` raises
             raise
 
     def _identify_peer(self, session: TlsSession) -> str | None:

@@ -159,7 +159,7 @@ class TlsSession:
             return self._incoming.read() + data[start + PIECE :]
         return None
 
-    def decrypt(self, data: bytes) -> bytes:
+    def decrypt(self, data: bytes | memoryview) -> bytes:
         """Plaintext that `data` completes; afterwards look at `peer_closed` and `error`. Never raises."""
         size = len(data)
         if self.peer_closed or self.error:
@@ -181,11 +181,11 @@ class TlsSession:
             self._idle_bytes = max(0, self._idle_bytes + size - RECORD)
         return plain
 
-    def _decrypt_records(self, data: bytes) -> bytes:
+    def _decrypt_records(self, data: bytes | memoryview) -> bytes:
         """Feed record by record, because every read that finds no whole one costs an exception."""
         left = self._left
         if self._header:
-            data = self._header + data
+            data = self._header + bytes(data)
             self._header = b""
             left = 0
         parts: list[bytes] = []
@@ -196,7 +196,7 @@ class TlsSession:
         while pos < size and not self.error:
             if not left:
                 if size - pos < HEADER:
-                    self._header = data[pos:]
+                    self._header = bytes(data[pos:])
                     left = -1
                     break
                 left = self._record = HEADER + (data[pos + 3] << 8 | data[pos + 4])
