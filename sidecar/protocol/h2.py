@@ -16,6 +16,7 @@ from sidecar.protocol import h2_frames as frames
 from sidecar.protocol.events import (
     ConnectionHandler,
     ErrorCode,
+    Field,
     RequestHead,
     ResponseHead,
 )
@@ -37,9 +38,20 @@ __all__ = ["H2Codec", "H2Options"]
 _MAX_CONTINUATIONS = 64
 _REFUSAL_COST = 1
 _RESET_COST = 2
+_TOO_LARGE_COST = 8
+"""Of a request that is answered 431: decoding it has cost more than answering ten others."""
 _unpack = frames.unpack_header
 _CONNECT = b"CONNECT"
 _TOO_LARGE = ResponseHead(431, ((b"content-length", b"0"),))
+_TOO_LARGE_GRPC = ResponseHead(
+    200,
+    (
+        (b"content-type", b"application/grpc"),
+        (b"grpc-status", b"8"),
+        (b"grpc-message", b"header section larger than the sidecar allows"),
+    ),
+)
+"""RESOURCE_EXHAUSTED: gRPC clients understand no other language."""
 
 
 class H2Codec(H2Control):
@@ -221,7 +233,7 @@ class H2Codec(H2Control):
             self.remember_closed(stream_id, False)
             return
         if block.too_large:
-            self._answer_too_large(stream_id, end_stream)
+            self._answer_too_large(stream_id, end_stream, block.fields)
             return
         head = block.head
         if type(head) is RequestHead and not self._decoder.fresh:
@@ -233,7 +245,7 @@ class H2Codec(H2Control):
                 self.refuse_malformed(stream_id, str(error))
                 return
         if len(head.fields) + len(head.fresh) > self.options.max_header_count:
-            self._answer_too_large(stream_id, end_stream)
+            self._answer_too_large(stream_id, end_stream, head.fields)
             return
         if end_stream and length > 0:
             self.refuse_malformed(stream_id, "content-length without content")
@@ -266,9 +278,11 @@ class H2Codec(H2Control):
                 return head.with_fresh(fresh), length if head.method != _CONNECT else NO_LENGTH
         return request_head(block.fields + fresh, connect)
 
-    def _answer_too_large(self, stream_id: int, end_stream: bool) -> None:
-        self.incur(_RESET_COST, "requests with too large header sections")
-        self.write_headers(stream_id, self.encoder.response(_TOO_LARGE), True)
+    def _answer_too_large(self, stream_id: int, end_stream: bool, fields: tuple[Field, ...]) -> None:
+        self.incur(_TOO_LARGE_COST, "requests with too large header sections")
+        grpc = any(n == b"content-type" and v.startswith(b"application/grpc") for n, v in fields)
+        answer = _TOO_LARGE_GRPC if grpc else _TOO_LARGE
+        self.write_headers(stream_id, self.encoder.response(answer), True)
         if not end_stream:
             self.write_control(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
             self.remember_closed(stream_id, False)

@@ -67,7 +67,8 @@ class HeaderBlock:
         self.size = size
         """RFC 9113 section 6.5.2: octets of names and values, and 32 a field."""
         self.too_large = too_large
-        """The list passed the limits and was decoded only to keep the dynamic table right."""
+        """The list passed the limits and was decoded only to keep the dynamic table right; `fields` are
+        those before it did."""
         self.head: RequestHead | ResponseHead | bool | None = None
         """None: not tried yet; False: these fields alone are no valid head."""
         self.content_length = -1
@@ -146,7 +147,7 @@ class HpackDecoder:
         if changed or shared.too_large or octets > self._max_bytes:
             return self._made([*shared.fields, *fields], octets)
         if len(shared.fields) + len(fields) > self._max_count:
-            return HeaderBlock((), octets, too_large=True)
+            return HeaderBlock(shared.fields, octets, too_large=True)
         if self._seen_before(block):
             whole = HeaderBlock((*shared.fields, *fields), octets)
             self._remember(block, whole)
@@ -176,7 +177,7 @@ class HpackDecoder:
 
     def _made(self, fields: list[Field], size: int) -> HeaderBlock:
         if size > self._max_bytes or len(fields) > self._max_count:
-            return HeaderBlock((), size, too_large=True)
+            return HeaderBlock(tuple(fields), size, too_large=True)
         return HeaderBlock(tuple(fields), size)
 
     def _fields(self, block: bytes, start: int) -> tuple[list[Field], int, bool]:

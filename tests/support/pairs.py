@@ -141,7 +141,9 @@ class TcpApp:
             self._peers.discard(sock)
 
     def stop(self) -> None:
-        self._socket.close()
+        if self._socket.fileno() >= 0:
+            self._socket.shutdown(socket.SHUT_RDWR)  # which wakes `accept`, as closing alone does not
+            self._socket.close()
         for sock in list(self._peers):
             sock.close()
 
