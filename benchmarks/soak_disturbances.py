@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Generator
 
 from benchmarks.processes import START_TIMEOUT, BenchError
-from benchmarks.soak_mesh import Replica, SoakMesh, State, kill
+from benchmarks.soak_mesh import Replica, SoakMesh, kill
+from benchmarks.soak_objects import State
 
 Disturbance = Generator[float | Callable[[], bool], None, None]
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.processes import BenchError, Process
-from benchmarks.soak_mesh import AUTHORITY, SoakMesh, outbound_address
+from benchmarks.soak_mesh import SoakMesh, outbound_address
+from benchmarks.soak_objects import AUTHORITY
 
 CONNECTIONS = 4
 STREAMS = 256

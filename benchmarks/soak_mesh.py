@@ -14,30 +14,26 @@ import socket
 import subprocess
 import sys
 from contextlib import ExitStack
-from enum import Enum
 from functools import partial
 from pathlib import Path
 
 import yaml
 
 from benchmarks.processes import BenchError, Process, get, wait_until
-from mesh_api.names import ADMIN_PORT, OUTBOUND_PORT, SERVICE_ACCOUNT_ANNOTATION, STATUS_PORT, XDS_PORT
+from benchmarks.soak_objects import (
+    APPLICATION_PORT,
+    NAMESPACE,
+    State,
+    account,
+    endpoint_slice,
+    route,
+    service,
+)
+from mesh_api.names import ADMIN_PORT, OUTBOUND_PORT, STATUS_PORT, XDS_PORT
 from pilotfish.workload_bootstrap import Workload, bootstrap
 
-NAMESPACE = "soak"
-AUTHORITY = f"files.{NAMESPACE}.svc.cluster.local"
-APPLICATION_PORT = 8080
 BODY_BYTES = 128
 PILOTFISH = str(Path(sys.executable).parent / "pilotfish")
-
-
-class State(Enum):
-    """Of a Pod, by the conditions of its endpoint."""
-
-    ABSENT = None
-    NOT_READY = {"ready": False, "serving": False, "terminating": False}
-    READY = {"ready": True, "serving": True, "terminating": False}
-    TERMINATING = {"ready": False, "serving": True, "terminating": True}
 
 
 class Replica:
@@ -131,7 +127,7 @@ class SoakMesh:
 
     def start(self, access_log: int) -> None:
         """Everything, until all is ready. `access_log`: the descriptor that gets the caller's lines."""
-        self._write("service.yaml", [_account("files"), _account("caller"), _service()], atomic=True)
+        self._write("service.yaml", [account("files"), account("caller"), service()], atomic=True)
         self.save_routes()
         self.write_endpoints()
         address = f"{self.network}.1"
@@ -145,8 +141,8 @@ class SoakMesh:
             )
         )  # fmt: skip
         wait_until(self.control_plane, lambda: get(f"http://{address}:{STATUS_PORT}/ready")[0] == 200)
-        for account in ("files", "caller"):
-            self._write_token(account)
+        for name in ("files", "caller"):
+            self._write_token(name)
         for replica in self.replicas:
             self._stack.callback(replica.stop)
             replica.start_application()
@@ -158,7 +154,13 @@ class SoakMesh:
         self.outbound = self._stack.enter_context(
             Process("caller sidecar", command, self.log("caller-sidecar"), access_log)
         )
+        # Undone first: all drain at the same time.
+        self._stack.callback(self._terminate)
         wait_until(self.outbound, partial(sidecar_ready, self.caller))
+
+    def _terminate(self) -> None:
+        for process in (self.outbound, *(replica.sidecar for replica in self.replicas)):
+            process.send(signal.SIGTERM)
 
     def _write_token(self, account: str) -> None:
         command = [
@@ -203,12 +205,12 @@ class SoakMesh:
             for replica in self.replicas
             if (state := self._states[replica.name]) is not State.ABSENT
         ]
-        self._write("endpoints.yaml", [_endpoint_slice(endpoints)], atomic=True)
+        self._write("endpoints.yaml", [endpoint_slice(endpoints)], atomic=True)
 
     def save_routes(self) -> None:
         """Save the routes with a change that callers do not see, as an editor does: in place."""
         self.route_saves += 1
-        self._write("routes.yaml", [_route(self.route_saves)], atomic=False)
+        self._write("routes.yaml", [route(self.route_saves)], atomic=False)
 
     def _write(self, name: str, objects: list[dict[str, object]], atomic: bool) -> None:
         text = yaml.safe_dump_all(objects, sort_keys=False)
@@ -233,59 +235,8 @@ def sidecar_ready(address: str) -> bool:
 
 
 def kill(*processes: Process) -> None:
+    """At once, and wait until they are gone."""
     for process in processes:
         process.send(signal.SIGKILL)
-
-
-def _account(name: str) -> dict[str, object]:
-    metadata = {"name": name, "namespace": NAMESPACE}
-    return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}
-
-
-def _service() -> dict[str, object]:
-    port = {
-        "name": "http",
-        "port": 80,
-        "targetPort": APPLICATION_PORT,
-        "appProtocol": "kubernetes.io/h2c",
-    }
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": "files", "namespace": NAMESPACE},
-        "spec": {"selector": {"app": "files"}, "ports": [port]},
-    }
-
-
-def _endpoint_slice(endpoints: list[dict[str, object]]) -> dict[str, object]:
-    return {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "name": "files-loopback",
-            "namespace": NAMESPACE,
-            "labels": {"kubernetes.io/service-name": "files"},
-            "annotations": {SERVICE_ACCOUNT_ANNOTATION: "files"},
-        },
-        "addressType": "IPv4",
-        "ports": [{"name": "http", "port": APPLICATION_PORT}],
-        "endpoints": endpoints,
-    }
-
-
-def _route(number: int) -> dict[str, object]:
-    header = {"name": "x-revision", "value": str(number)}
-    rule = {
-        "filters": [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [header]}}],
-        "timeouts": {"request": "15s"},
-        "backendRefs": [{"name": "files", "port": 80}],
-    }
-    return {
-        "apiVersion": "gateway.networking.k8s.io/v1",
-        "kind": "HTTPRoute",
-        "metadata": {"name": "files", "namespace": NAMESPACE},
-        "spec": {
-            "parentRefs": [{"group": "", "kind": "Service", "name": "files", "port": 80}],
-            "rules": [rule],
-        },
-    }
+    for process in processes:
+        process.__exit__()
