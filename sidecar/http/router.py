@@ -229,11 +229,11 @@ class RouterRequest:
             self.on_request_sent(attempt, stream.send_data(data, ends))
         if attempt.ended:
             return
-        if trailers is not None:
-            stream.send_trailers(trailers)
         if not self._may_resend() or self.kept_size > KEPT_BODY_LIMIT:
             self._forget_body()
         self.exchange.count_held()
+        if trailers is not None:
+            stream.send_trailers(trailers)
 
     def _upstream_head(self, attempt: Attempt) -> RequestHead:
         exchange = self.exchange
@@ -301,6 +301,8 @@ class RouterRequest:
 
     def on_request_sent(self, attempt: Attempt, n: int) -> None:
         """`n` more body bytes were accepted by the attempt's connection."""
+        if attempt.ended:
+            return  # who has ended it has given everything back
         attempt.accepted += n
         ahead = attempt.accepted - self.consumed
         if ahead > 0:
@@ -567,6 +569,12 @@ class RouterRequest:
         attempt = self.attempt
         if attempt is not None and not attempt.ended:
             self._end_attempt(attempt, False)
+
+    def release(self) -> None:
+        """Let go of the exchange and the attempts: nothing is asked of this any more."""
+        self.attempt = None
+        self.attempts = []
+        del self.exchange
 
     def _cancel_timers(self) -> None:
         if self.timer is not None:

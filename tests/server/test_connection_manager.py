@@ -19,6 +19,7 @@ class FakeConnection:
         self.codec = self
         self.drains: list[bool] = []
         self.closed = 0
+        self.error = ""
 
     def drain(self, final: bool) -> None:
         self.drains.append(final)
