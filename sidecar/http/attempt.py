@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from sidecar.http.router import RouterRequest
 
 
+MAX_INFORMATIONAL = 256
+"""1xx responses to one request: they are passed on at once, and no window bounds them."""
+
+
 class Attempt:
     """`reason` says why this try was made, "" for the first."""
 
@@ -25,6 +29,7 @@ class Attempt:
         "end_ns",
         "ended",
         "endpoint",
+        "informational",
         "latency",
         "number",
         "outcome",
@@ -49,6 +54,7 @@ class Attempt:
         self.start_ns = 0
         self.span_id = b""
         self.status = 0
+        self.informational = 0
         self.outcome = ""
         """Why it failed, "" while it runs and when it succeeded."""
         self.accepted = 0
@@ -74,6 +80,14 @@ class Attempt:
         self.router.on_response(self, head, end_stream)
 
     def on_informational(self, head: ResponseHead) -> None:
+        self.informational += 1
+        if self.informational > MAX_INFORMATIONAL:
+            stream, self.stream = self.stream, None
+            if stream is not None:
+                stream.reset(ErrorCode.ENHANCE_YOUR_CALM)
+            reason = f"more than {MAX_INFORMATIONAL} informational responses"
+            self.router.on_upstream_reset(self, Reset(ErrorCode.PROTOCOL_ERROR, reason, remote=False))
+            return
         self.router.exchange.send_informational(head)
 
     def on_data(self, data: bytes, end_stream: bool) -> None:

@@ -41,11 +41,14 @@ from sidecar.protocol.h1_wire import (
 )
 from sidecar.protocol.h1_write import FieldBlock, FieldError, merge_length, status_line
 
+_REQUESTS_A_TURN = 32
+"""Pipelined requests that are answered before other connections get their turn."""
+
 
 class H1ServerCodec(H1Connection):
     """One connection from a client. `available` and `open_stream` are for the other side."""
 
-    __slots__ = ("_begun", "_eof", "_heads", "leave")
+    __slots__ = ("_begun", "_behind", "_eof", "_heads", "leave")
 
     _stream: H1ServerStream | None
 
@@ -55,6 +58,8 @@ class H1ServerCodec(H1Connection):
         self._eof = False
         self._begun = 0
         """Requests so far."""
+        self._behind = False
+        """More whole requests may be at hand than one turn of the event loop is given to."""
         self.leave = False
         """Close when the exchange on the way is over."""
 
@@ -71,6 +76,9 @@ class H1ServerCodec(H1Connection):
     def receive(self, data: bytes) -> None:
         if self.should_close:
             return
+        if self._behind:
+            self._hold(data)
+            return
         self._receiving = True
         stream = self._stream
         if stream is not None and stream.receiving == TUNNEL_HELD and stream.accepted:
@@ -85,7 +93,7 @@ class H1ServerCodec(H1Connection):
         self._eof = True
         stream = self._stream
         if stream is None:
-            if not (self._output_paused and self._input):
+            if not ((self._output_paused or self._behind) and self._input):
                 self.close()
         elif stream.receiving == TUNNEL:
             stream.receiving = DONE
@@ -100,6 +108,8 @@ class H1ServerCodec(H1Connection):
     def take_output(self) -> bytes:
         # A tunnel that has just been granted may be handed to another codec, with what the client sent
         # ahead. So its bytes go to this stream's handler only one flush after the answer has left.
+        if self._behind:
+            self._catch_up()
         stream = self._stream
         if stream is None or stream.receiving != TUNNEL_HELD or not (self._input or self._eof):
             return super().take_output()
@@ -139,11 +149,16 @@ class H1ServerCodec(H1Connection):
     # --- requests
 
     def _process(self, data: bytes) -> None:
+        last = self._begun + _REQUESTS_A_TURN
         try:
             while data and not self.should_close:
                 stream = self._stream
                 if stream is None:
                     if self._output_paused:  # A client that does not read is not answered further.
+                        self._hold(data)
+                        return
+                    if self._begun == last:
+                        self._behind = True
                         self._hold(data)
                         return
                     data = self._begin(data)
@@ -154,6 +169,14 @@ class H1ServerCodec(H1Connection):
                     data = stream.receive(data)
         except H1Error as error:
             self._refuse(error.status, str(error))
+
+    def _catch_up(self) -> None:
+        """Some of the pipelined requests that wait; the rest in the turns that follow."""
+        if self._out:  # of this turn
+            self.on_output()
+            return
+        self._behind = False
+        self._replay()
 
     def _hold(self, data: bytes) -> None:
         self._input += data
@@ -167,7 +190,7 @@ class H1ServerCodec(H1Connection):
         self._input.clear()
         self._receiving = True
         self._process(data)
-        if self._eof and self._stream is None and not self._output_paused:
+        if self._eof and self._stream is None and not self._output_paused and not self._behind:
             self.close()
         self._receiving = False
         self.update_read_pause()
@@ -259,7 +282,9 @@ class H1ServerCodec(H1Connection):
         if stream.receiving != DONE and stream.discard():
             self.active_streams = 0
             return
-        leave = self.leave or stream.receiving != DONE or (self._eof and not self._input)
+        leave = (
+            self.leave or stream.receiving != DONE or (self._eof and not self._input and not self._receiving)
+        )
         stream.finish()
         if leave:
             self.close()
