@@ -30,6 +30,10 @@ fast ones, so single low intervals say little."""
 SLACK = 0.015
 """Seconds over the baseline that are never called an overload: on a busy machine the scheduler alone delays
 answers that take a fraction of a millisecond by that much."""
+PATIENCE = 3
+"""Slow intervals in a row that make an overload; fewer are a machine that is busy for a moment."""
+ALERT_SECONDS = 30.0
+"""After an overload the next slow interval counts at once, so that the limit does not swing."""
 STEEPEST = 0.5
 """The limit at most halves in one update."""
 
@@ -48,12 +52,14 @@ class ConcurrencyLimit:
 
     __slots__ = (
         "_baseline",
+        "_alert_until",
         "_config",
         "_count",
         "_fastest",
         "_interval_end",
         "_intervals",
         "_most_in_flight",
+        "_slow",
         "in_flight",
         "limit",
         "refused",
@@ -66,6 +72,8 @@ class ConcurrencyLimit:
         self.refused = 0
         self._fastest = inf
         self._count = 0
+        self._slow = 0
+        self._alert_until = 0.0
         self._most_in_flight = 0
         self._interval_end = 0.0
         self._intervals: deque[tuple[float, float]] = deque()
@@ -92,6 +100,10 @@ class ConcurrencyLimit:
         self._count += 1
         if now >= self._interval_end and self._count >= self._config.min_samples:
             self._update(now, self._fastest)
+            self._fastest = inf
+            self._count = 0
+            self._most_in_flight = self.in_flight
+            self._interval_end = now + self._config.update_interval
 
     def _update(self, now: float, fastest: float) -> None:
         intervals = self._intervals
@@ -104,7 +116,11 @@ class ConcurrencyLimit:
         used = self._most_in_flight
         good = max(config.tolerance * self._baseline, self._baseline + SLACK)
         gradient = min(1.0, good / fastest)
+        self._slow = self._slow + 1 if gradient < 1.0 else 0
         if gradient < 1.0:
+            if self._slow < PATIENCE and now >= self._alert_until:
+                return
+            self._alert_until = now + ALERT_SECONDS
             # From what was really in flight: a limit far above it would take many steps to matter.
             wanted = min(self.limit, float(used)) * max(STEEPEST, gradient) + sqrt(used) / 4
             self.limit = min(self.limit, wanted)
@@ -112,10 +128,6 @@ class ConcurrencyLimit:
             # Reached or not: in an overload one update brings it down to what is in flight.
             self.limit += max(1.0, sqrt(self.limit) / 2)
         self.limit = min(max(self.limit, float(config.min_limit)), float(config.max_limit))
-        self._fastest = inf
-        self._count = 0
-        self._most_in_flight = self.in_flight
-        self._interval_end = now + config.update_interval
 
     def __repr__(self) -> str:
         return (

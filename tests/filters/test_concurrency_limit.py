@@ -124,6 +124,17 @@ def test_a_machine_that_stalls_now_and_then_is_no_overloaded_application() -> No
             limit.release(second + 0.31 + i * 0.0003, 0.0003)
 
 
+def test_one_slow_second_is_no_overload_yet_but_a_queue_that_stands_is() -> None:
+    limit = fresh()
+    run(limit, Application(10_000, 0.001), 500, 10)
+    run(limit, Application(10_000, 0.4), 500, 1, start=10)
+    before = limit.limit
+    assert run(limit, Application(10_000, 0.001), 500, 10, start=11).refused == 0
+    assert limit.limit == before
+    run(limit, Application(10_000, 0.4), 500, 5, start=21)
+    assert limit.limit < before / 4
+
+
 def test_an_application_that_answers_at_once_is_not_overloaded_when_the_machine_stalls_for_a_moment() -> None:
     limit = fresh()
     start = 0.0
