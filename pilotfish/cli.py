@@ -65,11 +65,23 @@ def sidecar(arguments: Sequence[str]) -> int:
         metavar="SECONDS",
         help="longest wait for requests in flight after SIGTERM (default 30)",
     )
+    add(
+        "--buffer-limit",
+        type=int,
+        default=256,
+        metavar="MIB",
+        help="past so much buffered for all requests new ones are refused (default 256)",
+    )
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     given = parser.parse_args(arguments)
     return run_sidecar(
         Options(
-            given.config, given.mode == "validate", given.http2_engine, given.drain_deadline, given.log_level
+            given.config,
+            given.mode == "validate",
+            given.http2_engine,
+            given.drain_deadline,
+            given.log_level,
+            given.buffer_limit,
         )
     )
 

@@ -52,22 +52,22 @@ class StartError(Exception):
     """The sidecar cannot start; the text says why and what to do."""
 
 
-def run(bootstrap: Bootstrap, http2_engine: str, drain_deadline: float) -> int:
+def run(bootstrap: Bootstrap, http2_engine: str, drain_deadline: float, buffer_limit: int) -> int:
     """Runs until SIGTERM or SIGINT has been obeyed; returns the exit status."""
     try:
-        uvloop.run(_serve(bootstrap, http2_engine, drain_deadline))
+        uvloop.run(_serve(bootstrap, http2_engine, drain_deadline, buffer_limit))
     except (StartError, TlsConfigError) as error:
         logger.error("cannot start: %s", error)
         return 1
     return 0
 
 
-async def _serve(bootstrap: Bootstrap, http2_engine: str, drain_deadline: float) -> None:
+async def _serve(bootstrap: Bootstrap, http2_engine: str, drain_deadline: float, buffer_limit: int) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    sidecar = Sidecar(bootstrap, http2_engine, stop.set)
+    sidecar = Sidecar(bootstrap, http2_engine, buffer_limit, stop.set)
     stopping = spawn(stop.wait(), "stop")
     starting = spawn(_started(sidecar), "start")
     try:
@@ -96,8 +96,10 @@ async def _started(sidecar: Sidecar) -> Exception | None:
 class Sidecar:
     """`start`, then `drain`, then `close`, all on one running loop."""
 
-    def __init__(self, bootstrap: Bootstrap, http2_engine: str, quit: Callable[[], None]) -> None:
-        """`quit` ends the process as SIGTERM does."""
+    def __init__(
+        self, bootstrap: Bootstrap, http2_engine: str, buffer_limit: int, quit: Callable[[], None]
+    ) -> None:
+        """`buffer_limit` in bytes; `quit` ends the process as SIGTERM does."""
         self._bootstrap = bootstrap
         self._quit = quit
         self._not_ready = "starting"
@@ -133,7 +135,7 @@ class Sidecar:
             time.perf_counter,
             random,
             self._local_identity,
-            BufferBudget(),
+            BufferBudget(buffer_limit),
         )
         self.listeners = ListenerManager(factory, self.tls, self.metrics)
         self._discovered: Mapping[str, ListenerConfig] = {}

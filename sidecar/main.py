@@ -23,6 +23,8 @@ class Options:
     http2_engine: str = "pilotfish"
     drain_deadline: float = 30.0
     log_level: str = "info"
+    buffer_limit: int = 256
+    """MiB that all requests together may have buffered before new ones are turned away."""
 
 
 def run_sidecar(options: Options) -> int:
@@ -50,7 +52,7 @@ def run_sidecar(options: Options) -> int:
         return 0
     from sidecar.app import run
 
-    return run(bootstrap, options.http2_engine, options.drain_deadline)
+    return run(bootstrap, options.http2_engine, options.drain_deadline, options.buffer_limit << 20)
 
 
 def _exit_early(number: int, frame: FrameType | None) -> None:

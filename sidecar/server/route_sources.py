@@ -54,7 +54,11 @@ class RdsRoutes:
         return None if isinstance(answer, str) else answer
 
     def wait(self, head: RequestHead, callback: Callback) -> Callable[[], None]:
-        return self._dependencies.watch_routes(self._name, callback)
+        try:
+            return self._dependencies.watch_routes(self._name, callback)
+        except KeyError:  # this listener was replaced, and its connections have not gone yet
+            callback(f"route table {self._name} is not configured any more")
+            return lambda: None
 
 
 class OnDemandRoutes:
