@@ -51,8 +51,8 @@ class ConcurrencyLimit:
     """
 
     __slots__ = (
-        "_baseline",
         "_alert_until",
+        "_baseline",
         "_config",
         "_count",
         "_fastest",
