@@ -51,7 +51,7 @@ def settled(value: Callable[[], int]) -> int:
 
 
 def sent(pair: Pair) -> int:
-    """Bytes that the kernel holds for all sockets of the sidecars do not count: what the app could send."""
+    """Memory of all sidecars in units of 64 KiB: changes while they take in more."""
     return sum(int(sidecar.resident() * 16) for sidecar in sidecars(pair))
 
 
@@ -108,7 +108,7 @@ def test_an_upload_that_is_not_read_stops_and_others_go_on(pair: Pair) -> None:
     with H2Client((pair.host, OUTBOUND)) as client:
         stalled = client.send("/stall", "POST", end=False)
         pushed = push(client, stalled, LARGE)
-        assert pushed < 10_000_000  # windows and kernel buffers, not the body
+        assert pushed < LARGE / 2, pushed  # windows and kernel buffers, not the body
         for i in range(20):
             assert client.fetch(f"/{i}").status == 200
         other = client.send("/up", "POST", end=False)

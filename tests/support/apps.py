@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 import os
+import socket
 import sys
 from base64 import b64encode
 from collections import Counter
@@ -209,15 +210,16 @@ class Echo:
 
 async def main(kind: str, host: str, port: int, name: str) -> None:
     made = Echo(name) if kind == "echo" else Server(name)
-    server = await asyncio.start_server(made.serve, host, port, limit=2**20, backlog=512)
+    sock = socket.create_server((host, port), backlog=512)
+    # What is not read must not vanish in the kernel, which else takes tens of megabytes.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 * 1024)
+    server = await asyncio.start_server(made.serve, sock=sock, limit=2**20)
     async with server:
         await server.serve_forever()
 
 
 def start_app(host: str, port: int, name: str, directory: Path, kind: str = "http") -> Process:
     """Runs it; returns when it takes connections. `kind`: http or echo."""
-    import socket
-
     from tests.support.processes import Process, eventually
 
     process = Process(f"app-{name}", [sys.executable, __file__, kind, host, str(port), name], directory)

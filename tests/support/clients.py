@@ -57,6 +57,7 @@ class H2Client:
         """`window`: initial stream window; WINDOW_UPDATEs are sent for data unless `hold` has the stream."""
         self.sock = sock or socket.create_connection(at, TIMEOUT)
         self.sock.settimeout(TIMEOUT)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
         self.h2.initiate_connection()
         if window is not None:
