@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,7 +14,8 @@ import pytest
 
 from tests.support.clients import H2Client
 from tests.support.pairs import DOMAIN, Peer, RawApp, World, ok
-from tests.support.processes import eventually
+from tests.support.processes import eventually, stopping
+from tests.support.sidecars import APP, OUTBOUND, Pair, Sidecar
 
 LARGE = 10_000_000
 STREAMS = 100
@@ -63,23 +65,45 @@ class Greeter:
         yield from requests
 
 
-@pytest.fixture(scope="module")
-def greeter(world: World) -> Iterator[Greeter]:
-    made = Greeter()
+def serve(greeter: Greeter, address: str) -> grpc.Server:
     server = grpc.server(ThreadPoolExecutor(STREAMS + 10), options=SIZES)
     unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
     handlers = {
-        "Hello": unary(made.hello),
-        "Fail": unary(made.fail),
-        "Hang": unary(made.hang),
-        "Listing": grpc.unary_stream_rpc_method_handler(made.listing),
-        "Total": grpc.stream_unary_rpc_method_handler(made.total),
-        "Chat": stream(made.chat),
+        "Hello": unary(greeter.hello),
+        "Fail": unary(greeter.fail),
+        "Hang": unary(greeter.hang),
+        "Listing": grpc.unary_stream_rpc_method_handler(greeter.listing),
+        "Total": grpc.stream_unary_rpc_method_handler(greeter.total),
+        "Chat": stream(greeter.chat),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Greeter", handlers),))
-    server.add_insecure_port(f"{world.host}:50051")
+    server.add_insecure_port(address)
     server.start()
+    return server
+
+
+@pytest.fixture(scope="module")
+def greeter(world: World) -> Iterator[Greeter]:
+    made = Greeter()
+    server = serve(made, f"{world.host}:50051")
     yield made
+    server.stop(None).wait(10)
+
+
+@pytest.fixture
+def unlimited(tmp_path: Path) -> Iterator[grpc.Channel]:
+    """A pair of sidecars from static bootstraps: no overload protection counts the streams of one burst."""
+    pair = Pair(tmp_path)
+    [host] = pair.hosts
+    server = serve(Greeter(), f"{host}:{APP}")
+    inbound = Sidecar("inbound", pair.inbound_tree(host, http2_app=True), tmp_path)
+    outbound = Sidecar("outbound", pair.outbound_tree(), tmp_path)
+    with stopping(inbound, outbound):
+        inbound.ready()
+        outbound.ready()
+        options = [*SIZES, ("grpc.enable_http_proxy", 0)]
+        with grpc.insecure_channel(f"{pair.host}:{OUTBOUND}", options=options) as channel:
+            yield channel
     server.stop(None).wait(10)
 
 
@@ -193,7 +217,7 @@ def test_compressed_messages_are_passed_untouched(world: World, web: RawApp) -> 
     assert b"\r\ngrpc-accept-encoding: gzip, zstd\r\n" in heads[0]
 
 
-def test_a_hundred_streams_with_messages_in_flight(channel: grpc.Channel) -> None:
+def test_a_hundred_streams_with_messages_in_flight(unlimited: grpc.Channel) -> None:
     """All are open at once: none gets its first answer before the last has asked."""
     open_streams = threading.Barrier(STREAMS, timeout=30)
 
@@ -202,13 +226,20 @@ def test_a_hundred_streams_with_messages_in_flight(channel: grpc.Channel) -> Non
             for i in range(10):
                 yield b"%d/%d" % (number, i) + bytes(2000)
 
-        call = channel.stream_stream("/test.Greeter/Chat")(words(), timeout=40)
-        first = next(call)
+        call = unlimited.stream_stream("/test.Greeter/Chat")(words(), timeout=40)
+        try:
+            first = next(call)
+        except grpc.RpcError:
+            open_streams.abort()
+            raise
         open_streams.wait()
         return [first, *call]
 
     with ThreadPoolExecutor(STREAMS) as pool:
-        answers = list(pool.map(talk, range(STREAMS)))
+        calls = [pool.submit(talk, number) for number in range(STREAMS)]
+        failures = [call.exception() for call in calls]
+        assert [f for f in failures if f and not isinstance(f, threading.BrokenBarrierError)] == []
+        answers = [call.result() for call in calls]
     assert answers == [[b"%d/%d" % (n, i) + bytes(2000) for i in range(10)] for n in range(STREAMS)]
 
 
