@@ -6,6 +6,7 @@ Each verb imports what it needs when it runs: a sidecar's process must not pay f
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -50,7 +51,11 @@ def sidecar(arguments: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="pilotfish sidecar", description=sidecar.__doc__)
     add = parser.add_argument
-    add("--config", type=Path, required=True, help="Envoy v3 Bootstrap, YAML or JSON")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", type=Path, help="Envoy v3 Bootstrap, YAML or JSON")
+    source.add_argument(
+        "--from-environment", action="store_true", help="in a pod: from the variables that the injector set"
+    )
     add("--mode", choices=("serve", "validate"), default="serve", help="validate: check the file and exit")
     add(
         "--http2-engine",
@@ -74,9 +79,18 @@ def sidecar(arguments: Sequence[str]) -> int:
     )
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     given = parser.parse_args(arguments)
+    config = given.config
+    if given.from_environment:
+        from pilotfish.pod_bootstrap import PodError, bootstrap_file
+
+        try:
+            config = bootstrap_file(os.environ)
+        except PodError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_CONFIG
     return run_sidecar(
         Options(
-            given.config,
+            config,
             given.mode == "validate",
             given.http2_engine,
             given.drain_deadline,
@@ -156,6 +170,27 @@ def bootstrap(arguments: Sequence[str]) -> int:
     return 0
 
 
+def inject(arguments: Sequence[str]) -> int:
+    """Add the sidecar to the workloads of a Kubernetes manifest; print the result."""
+    from pilotfish.inject import run_inject
+
+    return run_inject(arguments)
+
+
+def drain(arguments: Sequence[str]) -> int:
+    """Send the clients of this pod's sidecar elsewhere and wait until they have gone (a preStop hook)."""
+    from pilotfish.drain import run_drain
+
+    return run_drain(arguments)
+
+
+def wait(arguments: Sequence[str]) -> int:
+    """Wait until this pod's sidecar takes traffic (a postStart hook)."""
+    from pilotfish.drain import run_wait
+
+    return run_wait(arguments)
+
+
 def demo(arguments: Sequence[str]) -> int:
     """Run a whole mesh on this machine for half a minute and show what it does."""
     from pilotfish.demo.main import run_demo
@@ -172,5 +207,8 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "control-plane": (control_plane, "watch configuration, issue identities, push xDS"),
     "token": (token, "issue a join token for a workload outside Kubernetes"),
     "bootstrap": (bootstrap, "print the bootstrap of one workload's sidecar"),
+    "inject": (inject, "add the sidecar to the workloads of a Kubernetes manifest"),
+    "drain": (drain, "send the clients of this pod's sidecar elsewhere, before it ends"),
+    "wait": (wait, "wait until this pod's sidecar takes traffic"),
     "demo": (demo, "run a whole mesh on this machine and show what it does"),
 }

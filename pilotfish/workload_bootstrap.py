@@ -1,6 +1,6 @@
 """Writes the bootstrap of one workload's sidecar: an Envoy v3 Bootstrap that points at the control plane.
 
-Called by `pilotfish bootstrap`, and by the demo for each of its workloads.
+Called by `pilotfish bootstrap`, by the demo for each of its workloads, and in a pod by `pod_bootstrap`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ class Workload:
     address: str
     """The workload's own IP address: the sidecar's ports are bound there."""
     token_file: str
-    root_file: str
+    root_file: str = ""
     """PEM of the control plane's root."""
+    root_pem: str = ""
+    """The same as text; counts where there is no file."""
+    outbound_address: str = ""
+    """Where the outbound port is bound instead of `address`."""
     control_plane: str = f"127.0.0.1:{XDS_PORT}"
     trust_domain: str = "cluster.local"
     admin_port: int = ADMIN_PORT
@@ -129,7 +133,7 @@ def _outbound(workload: Workload) -> dict[str, Any]:
     return {
         "name": "outbound",
         "traffic_direction": "OUTBOUND",
-        "address": _address(workload.address, workload.outbound_port),
+        "address": _address(workload.outbound_address or workload.address, workload.outbound_port),
         "filter_chains": [
             {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
         ],
@@ -169,6 +173,7 @@ def _tcp(workload: Workload, upstream: TcpUpstream) -> dict[str, Any]:
 def _control_plane(workload: Workload) -> dict[str, Any]:
     cluster = _plain_cluster(CONTROL_PLANE, workload.control_plane)
     host = workload.control_plane.rpartition(":")[0].strip("[]")
+    root = {"filename": workload.root_file} if workload.root_file else {"inline_string": workload.root_pem}
     cluster["typed_extension_protocol_options"] = {
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
             "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
@@ -182,7 +187,7 @@ def _control_plane(workload: Workload) -> dict[str, Any]:
             "sni": host,
             "common_tls_context": {
                 "alpn_protocols": ["h2"],
-                "validation_context": {"trusted_ca": {"filename": workload.root_file}},
+                "validation_context": {"trusted_ca": root},
             },
         },
     }

@@ -1,0 +1,170 @@
+"""What the sidecar is in a pod: its container, its volume, and the variables that lead applications to it.
+
+Used by `patch`. The variables `PILOTFISH_*` and `POD_*` are read by `pilotfish sidecar --from-environment`
+(`pilotfish/pod_bootstrap.py`): both sides must agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mesh_api.names import ADMIN_PORT, CA_AUDIENCE, OUTBOUND_PORT, SIDECAR_CONTAINER
+
+ROOT_CONFIG_MAP = "pilotfish-root"
+"""ConfigMap with the root under the key `root.pem`; the control plane keeps one in its own namespace."""
+ROOT_KEY = "root.pem"
+SIDECAR_USER = 15099
+"""User and group id of the sidecar's process."""
+TOKEN_DIRECTORY = "/var/run/secrets/mesh"
+_TOKEN_VOLUME = "pilotfish-token"
+_TOKEN_SECONDS = 43200
+_START_SECONDS = 300
+"""How long a sidecar may wait for the control plane before the kubelet starts it anew."""
+_BEFORE_KILL = 5
+"""Seconds between the end of draining and the end of the pod's grace period."""
+
+
+@dataclass(frozen=True, slots=True)
+class InjectionSettings:
+    """What all sidecars have in common."""
+
+    image: str
+    control_plane: str = "pilotfish-control-plane.pilotfish-system.svc:15010"
+    """`HOST:PORT` of discovery and signing."""
+    root_pem: str = ""
+    """The mesh's root, PEM; empty: from the ConfigMap `pilotfish-root` of the pod's own namespace."""
+    trust_domain: str = "cluster.local"
+    otlp: str = ""
+    """`HOST:PORT` of an OTLP/HTTP collector; empty: spans are not exported."""
+    trace_sampling: str = "100"
+    """Percent of new traces."""
+    log_level: str = "info"
+    cpu: str = "50m"
+    memory_request: str = "96Mi"
+    memory_limit: str = "384Mi"
+    native: bool = True
+    """An init container with `restartPolicy: Always` (Kubernetes 1.29 and later); else an ordinary one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Annotations:
+    """What one pod wants different; None: the mesh's setting."""
+
+    cpu: str | None = None
+    memory: str | None = None
+    """Request and limit."""
+    log_level: str | None = None
+    trace_sampling: str | None = None
+
+
+def sidecar_container(settings: InjectionSettings, pod: Annotations, grace_period: int) -> dict[str, Any]:
+    """`grace_period`: the pod's, in seconds; draining has to end before it."""
+    drain_seconds = max(1, grace_period - _BEFORE_KILL)
+    hooks: dict[str, Any] = {
+        "preStop": {"exec": {"command": ["pilotfish", "drain", "--deadline", str(drain_seconds)]}}
+    }
+    container: dict[str, Any] = {
+        "name": SIDECAR_CONTAINER,
+        "image": settings.image,
+        "imagePullPolicy": "IfNotPresent",
+        "args": [
+            "sidecar",
+            "--from-environment",
+            "--drain-deadline",
+            str(drain_seconds),
+            "--log-level",
+            pod.log_level or settings.log_level,
+        ],
+        "env": _environment(settings, pod),
+        "ports": [{"name": "mesh-admin", "containerPort": ADMIN_PORT, "protocol": "TCP"}],
+        "startupProbe": _probe("/ready", 1, _START_SECONDS),
+        "readinessProbe": _probe("/ready", 5, 2),
+        "livenessProbe": _probe("/live", 10, 6),
+        "lifecycle": hooks,
+        "resources": {
+            "requests": {
+                "cpu": pod.cpu or settings.cpu,
+                "memory": pod.memory or settings.memory_request,
+            },
+            "limits": {"memory": pod.memory or settings.memory_limit},
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "privileged": False,
+            "readOnlyRootFilesystem": True,
+            "runAsGroup": SIDECAR_USER,
+            "runAsNonRoot": True,
+            "runAsUser": SIDECAR_USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [{"name": _TOKEN_VOLUME, "mountPath": TOKEN_DIRECTORY, "readOnly": True}],
+    }
+    if settings.native:
+        container["restartPolicy"] = "Always"
+    else:
+        wait = ["pilotfish", "wait", "--deadline", str(_START_SECONDS)]
+        hooks["postStart"] = {"exec": {"command": wait}}
+    return container
+
+
+def _environment(settings: InjectionSettings, pod: Annotations) -> list[dict[str, Any]]:
+    root: dict[str, Any] = {"name": "PILOTFISH_ROOT_PEM"}
+    if settings.root_pem:
+        root["value"] = settings.root_pem
+    else:
+        root["valueFrom"] = {"configMapKeyRef": {"name": ROOT_CONFIG_MAP, "key": ROOT_KEY}}
+    fields = {
+        "POD_NAME": "metadata.name",
+        "POD_NAMESPACE": "metadata.namespace",
+        "POD_IP": "status.podIP",
+        "POD_SERVICE_ACCOUNT": "spec.serviceAccountName",
+    }
+    values = {
+        "PILOTFISH_CONTROL_PLANE": settings.control_plane,
+        "PILOTFISH_TRUST_DOMAIN": settings.trust_domain,
+        "PILOTFISH_TOKEN_FILE": f"{TOKEN_DIRECTORY}/token",
+        "PILOTFISH_OTLP": settings.otlp,
+        "PILOTFISH_TRACE_SAMPLING": pod.trace_sampling or settings.trace_sampling,
+    }
+    return [
+        *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()),
+        *({"name": name, "value": value} for name, value in values.items() if value),
+        root,
+    ]
+
+
+def _probe(path: str, period: int, failures: int) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": path, "port": ADMIN_PORT, "scheme": "HTTP"},
+        "periodSeconds": period,
+        "timeoutSeconds": 3,
+        "failureThreshold": failures,
+    }
+
+
+def sidecar_volumes() -> list[dict[str, Any]]:
+    """The token that proves the pod's service account to the control plane, and to nobody else."""
+    token = {"audience": CA_AUDIENCE, "expirationSeconds": _TOKEN_SECONDS, "path": "token"}
+    return [
+        {
+            "name": _TOKEN_VOLUME,
+            "projected": {"sources": [{"serviceAccountToken": token}], "defaultMode": 0o644},
+        }
+    ]
+
+
+def proxy_environment() -> list[dict[str, str]]:
+    """For application containers. The proxy is on loopback, so nobody else can use the pod's identity."""
+    proxy = f"http://127.0.0.1:{OUTBOUND_PORT}"
+    # Kubernetes expands $(NAME) from the variables of every container; one that is not there stays as text.
+    direct = "localhost,127.0.0.1,::1,kubernetes.default.svc,$(KUBERNETES_SERVICE_HOST)"
+    return [
+        {"name": "HTTP_PROXY", "value": proxy},
+        {"name": "http_proxy", "value": proxy},
+        {"name": "grpc_proxy", "value": proxy},
+        {"name": "NO_PROXY", "value": direct},
+        {"name": "no_proxy", "value": direct},
+    ]

@@ -1,0 +1,205 @@
+"""`pilotfish inject FILE`: adds the sidecar to the workloads of a manifest and prints the whole manifest.
+
+Documents that need no change are printed as they were, byte for byte; of those that do, comments are lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from control_plane.injector.patch import InjectionError, inject
+from control_plane.injector.sidecar_container import InjectionSettings
+
+EXIT_CONFIG = 64
+_POD_PATHS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("v1", "Pod"): (),
+    ("apps/v1", "Deployment"): ("spec", "template"),
+    ("apps/v1", "StatefulSet"): ("spec", "template"),
+    ("apps/v1", "DaemonSet"): ("spec", "template"),
+    ("apps/v1", "ReplicaSet"): ("spec", "template"),
+    ("batch/v1", "Job"): ("spec", "template"),
+    ("batch/v1", "CronJob"): ("spec", "jobTemplate", "spec", "template"),
+}
+"""Where a pod's metadata and spec are in each kind."""
+
+Object = dict[str, Any]
+
+
+class ManifestError(Exception):
+    """The manifest cannot be injected; the text says which document and why."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without dates: Kubernetes reads them as text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Without aliases, and with long texts as blocks."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in value else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def run_inject(arguments: Sequence[str]) -> int:
+    """The verb; returns its exit status."""
+    given = _parser().parse_args(arguments)
+    try:
+        text = sys.stdin.read() if given.file == "-" else Path(given.file).read_text()
+        root = given.root.read_text() if given.root else ""
+        settings = InjectionSettings(
+            image=given.image,
+            control_plane=given.control_plane,
+            root_pem=root,
+            otlp=given.otlp,
+            trace_sampling=given.trace_sampling,
+            native=not given.ordinary_container,
+        )
+        output, notes = inject_manifest(text, settings)
+    except (OSError, UnicodeDecodeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    except ManifestError as error:
+        print(f"error: {given.file}: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    for note in notes:
+        print(note, file=sys.stderr)
+    print(output, end="")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    from importlib.metadata import version
+
+    defaults = InjectionSettings(image=f"pilotfish-sidecar:{version('pilotfish')}")
+    parser = argparse.ArgumentParser(
+        prog="pilotfish inject", description="Add the sidecar to the workloads of a Kubernetes manifest."
+    )
+    add = parser.add_argument
+    add("file", metavar="FILE", help="YAML, any number of documents; - is standard input")
+    add("--image", default=defaults.image, help="of the sidecar (default %(default)s)")
+    add("--control-plane", default=defaults.control_plane, metavar="HOST:PORT", help="default %(default)s")
+    add(
+        "--root",
+        type=Path,
+        metavar="FILE",
+        help="PEM of the mesh's root; default: the pods read it from the ConfigMap pilotfish-root "
+        "of their namespace",
+    )
+    add("--otlp", default="", metavar="HOST:PORT", help="OTLP/HTTP collector of traces")
+    add("--trace-sampling", default=defaults.trace_sampling, metavar="PERCENT")
+    add(
+        "--ordinary-container",
+        action="store_true",
+        help="for clusters before Kubernetes 1.29, which have no native sidecars; Jobs do not complete then",
+    )
+    return parser
+
+
+def inject_manifest(text: str, settings: InjectionSettings) -> tuple[str, list[str]]:
+    """The manifest with sidecars, and a line for each workload that says what became of it.
+    Raises ManifestError."""
+    notes: list[str] = []
+    pieces: list[str] = []
+    end = 0
+    for number, (start, stop, document) in enumerate(_documents(text), 1):
+        changed = _injected(document, settings, number, notes)
+        if changed is not None:
+            between = text[end:start]
+            if between and not between.endswith("\n"):
+                between += "\n"  # `--- {` on one line
+            pieces += (between, yaml.dump(changed, Dumper=_Dumper, sort_keys=False, width=110))
+            end = stop
+    pieces.append(text[end:])
+    return "".join(pieces), notes
+
+
+def _documents(text: str) -> Iterator[tuple[int, int, Any]]:
+    """Where each document's content begins and ends in the text, and what it says. Raises ManifestError."""
+    loader = _Loader(text)
+    number = 1
+    try:
+        while loader.check_node():
+            node = loader.get_node()
+            assert node is not None
+            document = loader.construct_document(node)
+            yield node.start_mark.index, _line_end(text, node.end_mark.index), document
+            number += 1
+    except yaml.YAMLError as error:
+        raise ManifestError(f"document {number} is not YAML: {error}") from error
+    finally:
+        loader.dispose()
+
+
+def _line_end(text: str, index: int) -> int:
+    """Block collections end where the next token begins; flow collections within their line."""
+    if index == 0 or text[index - 1] == "\n":
+        return index
+    newline = text.find("\n", index)
+    return len(text) if newline < 0 else newline + 1
+
+
+def _injected(document: Any, settings: InjectionSettings, number: int, notes: list[str]) -> Object | None:
+    """The document with sidecars; None when it stays as it is."""
+    if not isinstance(document, dict):
+        return None
+    if document.get("apiVersion") == "v1" and document.get("kind") == "List":
+        items = document.get("items") or []
+        changed = [_injected(item, settings, number, notes) for item in items]
+        if not any(item is not None for item in changed):
+            return None
+        merged = [old if new is None else new for old, new in zip(items, changed, strict=True)]
+        return {**document, "items": merged}
+    path = _POD_PATHS.get((str(document.get("apiVersion")), str(document.get("kind"))))
+    if path is None:
+        return None
+    name = _name(document, number)
+    result = copy.deepcopy(document)
+    pod: Any = result
+    for step in path:
+        pod = pod.get(step)
+        if not isinstance(pod, dict):
+            raise ManifestError(f"{name}: {'.'.join(path)} is missing")
+    if not isinstance(pod.get("spec"), dict):
+        raise ManifestError(f"{name}: {'.'.join((*path, 'spec'))} is missing")
+    try:
+        injection = inject(pod.get("metadata") or {}, pod["spec"], settings)
+    except InjectionError as error:
+        raise ManifestError(f"{name}: {error}") from error
+    if injection.skipped:
+        notes.append(f"{name}: left as it is: {injection.skipped}")
+        return None
+    notes.append(f"{name}: sidecar added")
+    # A template may lack metadata, which is written before spec.
+    rest = {key: value for key, value in pod.items() if key not in ("metadata", "spec", "status")}
+    status = {"status": pod["status"]} if "status" in pod else {}
+    pod.clear()
+    pod |= {**rest, "metadata": injection.metadata, "spec": injection.spec, **status}
+    return result
+
+
+def _name(document: Object, number: int) -> str:
+    metadata = document.get("metadata") or {}
+    name = metadata.get("name") or metadata.get("generateName") or "without a name"
+    namespace = f"{metadata['namespace']}/" if metadata.get("namespace") else ""
+    return f"{document['kind']} {namespace}{name} (document {number})"
