@@ -134,7 +134,6 @@ class Sidecar:
             loop,
             time.perf_counter,
             random,
-            self._local_identity,
             BufferBudget(buffer_limit),
         )
         self.listeners = ListenerManager(factory, self.tls, self.metrics)
@@ -184,9 +183,6 @@ class Sidecar:
         tls = cluster.tls
         make_tls = (lambda: self.tls.client(tls)) if tls is not None else None
         return GrpcChannel(self._loop, _addresses(cluster), cluster_name, make_tls)
-
-    def _local_identity(self) -> str:
-        return next((provider.spiffe_id for provider in self._providers.values()), "")
 
     async def _tick(self) -> None:
         while True:

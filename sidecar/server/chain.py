@@ -5,7 +5,6 @@ Made by `chain_factory.py` from a filter chain; a connection keeps the chain tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol as Interface
 
 from mesh_api.names import MESH_ALPN
@@ -86,13 +85,11 @@ class HttpChain:
         context: HttpContext,
         stats: ListenerStats,
         make_h2: MakeH2,
-        local_identity: Callable[[], str],
         tunnel: Tunnel | None,
     ) -> None:
         self.context = context
         self.stats = stats
         self._make_h2 = make_h2
-        self._local_identity = local_identity
         self._tunnel = tunnel
         self.managers: set[ConnectionManager] = set()
         self._undecided: set[Connection] = set()

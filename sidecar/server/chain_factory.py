@@ -45,7 +45,6 @@ class ChainFactory:
         clock: Clock,
         now: Callable[[], float],
         random: Random,
-        local_identity: Callable[[], str],
         budget: BufferBudget,
     ) -> None:
         self._clusters = clusters
@@ -57,7 +56,6 @@ class ChainFactory:
         self._clock = clock
         self._now = now
         self._random = random
-        self._local_identity = local_identity
         self._budget = budget
 
     def __call__(self, config: ListenerConfig) -> Chain:
@@ -87,7 +85,7 @@ class ChainFactory:
         if http.on_demand:
             tunnel = ForwardProxy(self._clusters, self._random, self._now, access_log)
         stats = self._metrics.listener(config.name)
-        return HttpChain(context, stats, self._make_h2, self._local_identity, tunnel)
+        return HttpChain(context, stats, self._make_h2, tunnel)
 
     def _routes(self, http: HttpConnectionManagerConfig, address: SocketAddress | None) -> RouteSource:
         if http.route_config is not None:
