@@ -20,7 +20,7 @@ from sidecar.net.connection_types import ConnectError, ConnectionOwner, HalfClos
 from sidecar.net.handshakes import Handshake
 from sidecar.net.peer import PeerInfo, read_certificate
 from sidecar.net.read_buffer import read_buffer
-from sidecar.net.sockets import Address
+from sidecar.net.sockets import Address, keep_alive
 from sidecar.net.tls import TlsError, TlsParameters, TlsSession
 from sidecar.protocol.events import BULK, Codec
 
@@ -566,7 +566,8 @@ async def connect(
     connection = Connection(loop, owner, tls, False, waiter)
     try:
         async with asyncio.timeout(timeout):
-            await loop.create_connection(lambda: connection, address.host, address.port)
+            transport, _ = await loop.create_connection(lambda: connection, address.host, address.port)
+            keep_alive(transport.get_extra_info("socket"))
             await waiter
     except TimeoutError:
         done = "the TCP handshake" if connection.peer is _NOBODY else "the TLS handshake"

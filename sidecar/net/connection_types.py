@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+KEEPALIVE_INTERVAL = 30.0
+"""Seconds of silence, with streams open, after which a peer is asked; as long again, and it is given up."""
+
 if TYPE_CHECKING:
     from sidecar.net.connection import Connection
 
@@ -31,6 +34,13 @@ class ConnectionOwner(Protocol):
 
     def on_lost(self, conn: Connection, reason: str) -> None:
         """The connection ended without a codec. Not called when `connect` raises instead."""
+
+
+class Keepalive(Protocol):
+    """A codec that can ask the peer for a sign of life (HTTP/2: PING)."""
+
+    def check_alive(self) -> bool:
+        """Called every KEEPALIVE_INTERVAL; False: the peer has not answered the last call's question."""
 
 
 class HalfClosing(Protocol):

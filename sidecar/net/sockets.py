@@ -10,6 +10,10 @@ from typing import Protocol
 DEFAULT_BACKLOG = 1024
 """Connections that the kernel completes while the loop is busy; it caps this at net.core.somaxconn."""
 
+KEEPALIVE_IDLE = 30
+KEEPALIVE_INTERVAL = 10
+KEEPALIVE_PROBES = 3
+
 
 class Address(Protocol):
     """Where to listen or connect to: `sidecar.config.resources.SocketAddress`, which this layer may not
@@ -41,6 +45,7 @@ def bind_listener(address: Address, name: str = "", backlog: int = DEFAULT_BACKL
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        keep_alive(sock)  # inherited by what it accepts
         sock.bind((address.host, address.port))
         sock.listen(backlog)
         sock.setblocking(False)
@@ -48,6 +53,15 @@ def bind_listener(address: Address, name: str = "", backlog: int = DEFAULT_BACKL
         sock.close()
         raise ListenError(f"{what}: {_advice(error, address)}") from error
     return sock
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Have the kernel find out about a peer that vanished without a FIN while nothing is sent: it is asked
+    after KEEPALIVE_IDLE seconds and given up after KEEPALIVE_PROBES questions. Costs this process nothing."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
 
 
 def _advice(error: OSError, address: Address) -> str:

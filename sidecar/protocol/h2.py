@@ -80,7 +80,7 @@ class H2Codec(H2Control):
         """Bytes from the peer."""
         if self.failed:
             return
-        self.signalled = True  # the driver takes the output after this call
+        self.heard = self.signalled = True  # the driver takes the output after this call
         if self.debt:
             self.debt -= 1
         try:

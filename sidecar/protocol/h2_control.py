@@ -37,6 +37,9 @@ class H2Control(H2Sender):
         """No new streams from the peer, or none opened here."""
         self.peer_enables_connect_protocol = False
         self.continued_id = 0
+        self.heard = False
+        self._asked = False
+        """Whether anything came since `check_alive` last looked, and whether it has sent a PING then."""
         self._gate = _EXPECT_SETTINGS
         self._ready = False
         self._settings_acked = False
@@ -429,6 +432,19 @@ class H2Control(H2Sender):
         for stream in [stream for stream in self.streams.values() if stream.remote != DONE]:
             self._end_stream(stream, reset)
         self._close_if_idle()
+
+    def check_alive(self) -> bool:
+        """Called from time to time. A peer that has open streams and has said nothing since the last call is
+        sent a PING; False when it has not answered that since the call before."""
+        if self.heard or not self.active_streams or self.failed:
+            self.heard = self._asked = False
+            return True
+        if self._asked:
+            return False
+        self._asked = True
+        self.write(frames.KEEPALIVE_PING)
+        self.signal()
+        return True
 
     def connection_lost(self, reason: str) -> None:
         """The socket is gone."""

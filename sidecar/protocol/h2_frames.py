@@ -51,6 +51,7 @@ _rst_stream = Struct(">HBBBLL")
 _goaway = Struct(">HBBBLLL")
 
 SETTINGS_ACK = pack_header(0, 0, SETTINGS, ACK, 0)
+KEEPALIVE_PING = pack_header(0, 8, PING, 0, 0) + bytes(8)
 
 
 def settings(values: dict[int, int]) -> bytes:

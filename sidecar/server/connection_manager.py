@@ -13,6 +13,7 @@ from sidecar.http.context import Downstream, HttpContext, TimerHandle
 from sidecar.http.exchange import Exchange
 from sidecar.http.local_reply import LocalReply
 from sidecar.net.connection import Connection
+from sidecar.net.connection_types import KEEPALIVE_INTERVAL, Keepalive
 from sidecar.protocol.events import RequestHead, Stream
 from sidecar.telemetry.metrics import ListenerStats
 
@@ -57,6 +58,7 @@ class ConnectionManager:
         self._idle_since = context.now()
         self._awaited = -1
         self._awaited_for = 0.0
+        self._unasked = 0.0
         self._timer: TimerHandle | None = None
         config = context.config
         periods = [t / 2 for t in (config.idle_timeout, config.stream_idle_timeout) if t]
@@ -133,6 +135,15 @@ class ConnectionManager:
         self._timer = self.context.clock.call_later(self._period, self._sweep)
         if config.request_headers_timeout:
             self._sweep_head(config.request_headers_timeout)
+        self._unasked += self._period
+        if self._unasked >= KEEPALIVE_INTERVAL:
+            self._unasked = 0.0
+            codec = self.connection.codec
+            if hasattr(codec, "check_alive") and not cast(Keepalive, codec).check_alive():
+                self.connection.abort(
+                    f"nothing came for {KEEPALIVE_INTERVAL:g} s, not even an answer to PING"
+                )
+                return
         if not self.exchanges:
             idle = self.context.now() - self._idle_since
             if config.idle_timeout and idle >= config.idle_timeout and not self._draining:

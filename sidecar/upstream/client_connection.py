@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, cast
 
 from sidecar.config.resources import SocketAddress
 from sidecar.identity.tls_contexts import TlsConfigError
 from sidecar.net.connection import ConnectError, Connection
+from sidecar.net.connection_types import KEEPALIVE_INTERVAL, Keepalive
 from sidecar.net.peer import PeerInfo
 from sidecar.net.tls import TlsParameters
 from sidecar.protocol.events import Codec, RequestHead, Stream
@@ -63,6 +64,7 @@ class ClientConnection:
 
     __slots__ = (
         "_connection",
+        "_keepalive_timer",
         "_pool",
         "_settings_timer",
         "_task",
@@ -83,6 +85,7 @@ class ClientConnection:
         self._connection: Connection | None = None
         self._task: asyncio.Task[None] | None = None
         self._settings_timer: asyncio.TimerHandle | None = None
+        self._keepalive_timer: asyncio.TimerHandle | None = None
         self.state = ConnectionState.CONNECTING
         # The rest is the pool's.
         self.listed = False
@@ -161,11 +164,26 @@ class ClientConnection:
             self.state = ConnectionState.RETIRED
             self.codec.drain(True)
 
+    def _check_alive(self) -> None:
+        """A host that is gone answers nothing, and TCP would go on asking it for a quarter of an hour."""
+        if cast(Keepalive, self.codec).check_alive():
+            loop = self._pool.context.loop
+            self._keepalive_timer = loop.call_later(KEEPALIVE_INTERVAL, self._check_alive)
+        else:
+            assert self._connection is not None
+            reason = f"nothing came for {KEEPALIVE_INTERVAL:g} s, not even an answer to PING"
+            self._connection.abort(reason)
+
     def _cancel_timers(self) -> None:
         for timer in (self._settings_timer, self.idle_timer):
             if timer is not None:
                 timer.cancel()
         self._settings_timer = self.idle_timer = None
+
+    def _stop_keepalive(self) -> None:
+        if self._keepalive_timer is not None:
+            self._keepalive_timer.cancel()
+            self._keepalive_timer = None
 
     # --- ConnectionOwner -------------------------------------------------------------------------
 
@@ -193,6 +211,9 @@ class ClientConnection:
         if self.state is ConnectionState.CONNECTING:
             self.state = ConnectionState.READY
             self._cancel_timers()
+            if hasattr(self.codec, "check_alive"):
+                loop = self._pool.context.loop
+                self._keepalive_timer = loop.call_later(KEEPALIVE_INTERVAL, self._check_alive)
             self._pool.connection_ready(self)
 
     def on_capacity(self) -> None:
@@ -214,6 +235,7 @@ class ClientConnection:
         elif self.state is not ConnectionState.CLOSED:
             self.state = ConnectionState.CLOSED
             self._cancel_timers()
+            self._stop_keepalive()
             self._pool.connection_lost(self, reason)
 
     def __repr__(self) -> str:

@@ -63,3 +63,15 @@ def test_ipv6_listener_takes_ipv6_alone() -> None:
         pytest.skip("no IPv6 loopback")
     with listener:
         assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+
+
+def test_accepted_connections_are_kept_alive_by_the_kernel() -> None:
+    with (
+        bind_listener(SocketAddress("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname(), timeout=1),
+    ):
+        listener.setblocking(True)
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30

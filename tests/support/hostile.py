@@ -6,6 +6,7 @@ Nothing here uses the sidecar's own codecs. Frames come from `h2_frames`, which 
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import resource
@@ -385,6 +386,8 @@ class EvilServer:
         self.listening.shutdown(socket.SHUT_RDWR)
         self.listening.close()
         for sock in self._sockets:
+            with contextlib.suppress(OSError):  # closed by its thread, or by the sidecar
+                sock.shutdown(socket.SHUT_RDWR)
             sock.close()
 
     def __repr__(self) -> str:
