@@ -1,4 +1,4 @@
-"""SPIFFE ids of workloads: `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT` (SPIFFE-ID standard, section 2)."""
+"""SPIFFE ids of workloads: `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT` (SPIFFE-ID, section 2)."""
 
 from __future__ import annotations
 

@@ -97,7 +97,8 @@ class RequestHead:
 
     def __repr__(self) -> str:
         target = f"{self.scheme.decode()}://{self.authority.decode('latin-1')}{self.path.decode('latin-1')}"
-        return f"<RequestHead {self.method.decode('latin-1')} {target} fields={len(self.fields)}+{len(self.fresh)}>"
+        method = self.method.decode("latin-1")
+        return f"<RequestHead {method} {target} fields={len(self.fields)}+{len(self.fresh)}>"
 
 
 class ResponseHead:

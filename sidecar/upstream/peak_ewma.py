@@ -15,8 +15,8 @@ from sidecar.upstream.host import Host
 from sidecar.upstream.load_balancer import H, PowerOfTwo
 
 DECAY = 3.0
-"""Seconds in which what is remembered of a latency falls to 1/e. A first answer is often ten times slower than
-the rest (caches, imports): with the usual ten seconds it would keep a new replica idle for half a minute."""
+"""Seconds in which what is remembered of a latency falls to 1/e. A first answer is often ten times slower
+than the rest (caches, imports): with the usual ten seconds a new replica would idle for half a minute."""
 INITIAL = 0.030
 """Seconds assumed of an endpoint that has work in flight and has not answered yet."""
 FAILURE_FACTOR = 4.0
