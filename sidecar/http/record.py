@@ -17,11 +17,14 @@ from sidecar.telemetry.conventions import (
     span_name,
     span_status,
 )
-from sidecar.telemetry.tracing import KIND_CLIENT, KIND_SERVER, Span
+from sidecar.telemetry.tracing import KIND_CLIENT, KIND_SERVER, Attribute, Span
 
 if TYPE_CHECKING:
     from sidecar.http.attempt import Attempt
     from sidecar.http.exchange import Exchange
+    from sidecar.protocol.events import RequestHead
+
+_MEMO_KEYS = {KIND_SERVER: "server span", KIND_CLIENT: "client span"}
 
 _ERROR_TYPES = {
     "UF": "connect_failure",
@@ -112,15 +115,8 @@ def _add_spans(exchange: Exchange) -> None:
             span_name(head.method, head.path, grpc, route if route != "unknown" else ""),
             exchange.start_ns,
             exchange.context.tracer.now_ns(),
-            request_attributes(
-                KIND_SERVER,
-                head.method,
-                head.scheme,
-                head.authority,
-                head.path,
-                exchange.downstream.protocol[5:],
-                head.get(b"user-agent"),
-                grpc,
+            _request_attributes(
+                head, KIND_SERVER, exchange.downstream.protocol[5:], head.get(b"user-agent"), grpc
             )
             + result_attributes(exchange.status, exchange.grpc_status, error, exchange.flag),
             mesh_attributes(route, cluster),
@@ -130,6 +126,22 @@ def _add_spans(exchange: Exchange) -> None:
             trace.tracestate,
         )
     )
+
+
+def _request_attributes(
+    head: RequestHead, kind: int, version: str, user_agent: bytes | None, grpc: bool
+) -> tuple[Attribute, ...]:
+    """Kept in the memo, beside what of them may come from `fresh`."""
+    beside = (version, user_agent, grpc)
+    known = head.memo.get(_MEMO_KEYS[kind])
+    if known is not None and known[0] == beside:
+        attributes: tuple[Attribute, ...] = known[1]
+        return attributes
+    attributes = request_attributes(
+        kind, head.method, head.scheme, head.authority, head.path, version, user_agent, grpc
+    )
+    head.memo[_MEMO_KEYS[kind]] = (beside, attributes)
+    return attributes
 
 
 def _client_span(exchange: Exchange, attempt: Attempt, route: str, cluster: str) -> Span:
@@ -146,7 +158,7 @@ def _client_span(exchange: Exchange, attempt: Attempt, route: str, cluster: str)
         span_name(head.method, head.path, grpc, route),
         attempt.start_ns,
         attempt.end_ns,
-        request_attributes(KIND_CLIENT, head.method, head.scheme, head.authority, head.path, "2", None, grpc)
+        _request_attributes(head, KIND_CLIENT, "2", None, grpc)
         + result_attributes(
             attempt.status,
             grpc_status,

@@ -84,9 +84,15 @@ class H2Control(H2Sender):
         """Client side: how many more streams may be opened now."""
         if not self._ready or self.refusing or self.failed:
             return 0
-        limit = min(self._peer_max_streams, self.options.max_concurrent_streams)
+        # Asked twice a request; `min` and `max` would cost more than all the rest.
+        limit = self.options.max_concurrent_streams
+        if self._peer_max_streams < limit:
+            limit = self._peer_max_streams
+        free = limit - self.active_streams
         ids_left = (frames.MAX_STREAM_ID - self._next_id) // 2 + 1
-        return max(0, min(limit - self.active_streams, ids_left))
+        if ids_left < free:
+            free = ids_left
+        return free if free > 0 else 0
 
     def open_stream(self, handler: StreamHandler) -> H2Stream:
         """Client side; only while `available` > 0. The id is given by `send_request`."""

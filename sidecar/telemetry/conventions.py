@@ -37,8 +37,9 @@ def span_name(method: bytes, path: bytes, grpc: bool, route: str = "") -> str:
     return f"{name} {route}" if route else name
 
 
+@lru_cache(maxsize=4096)
 def mesh_attributes(route: str, cluster: str, endpoint: str = "") -> AttributeSet:
-    """What the mesh knows of itself; make it once per route or endpoint and share it between spans."""
+    """What the mesh knows of itself; spans of the same route and endpoint share it, and its encoding."""
     pairs = (("pilotfish.route", route), ("pilotfish.cluster", cluster), ("pilotfish.endpoint", endpoint))
     return AttributeSet(tuple(pair for pair in pairs if pair[1]))
 
