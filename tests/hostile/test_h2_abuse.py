@@ -33,18 +33,15 @@ def test_header_bombs_just_below_the_limit_of_a_bomb(target: Target) -> None:
         assert code == CALM
 
 
-def test_large_huffman_strings_are_answered_431(target: Target) -> None:
-    """Nothing costs more to decode than Huffman strings."""
+def test_large_huffman_strings_cost_what_they_weigh(target: Target) -> None:
+    """Nothing is dearer to decode; 25 KB of it a request is legal."""
     string = b"\0\x01x\xff\x81\x7c" + b"\x1f" * 16000
     with target.under_attack(cpu=4.0), target.h2() as peer:
-        code = peer.flood(
-            lambda: b"".join(
-                f.frame(f.HEADERS, 1, i, GET + string[:10000])
-                + f.frame(f.CONTINUATION, f.END_HEADERS, i, string[10000:])
-                for i in (peer.new_id() for _ in range(10))
-            )
-        )
-        assert code in (CALM, COMPRESSION)
+        for _ in range(100):
+            i = peer.new_id()
+            peer.send(f.frame(f.HEADERS, 1, i, GET + string[:10000]))
+            peer.send(f.frame(f.CONTINUATION, f.END_HEADERS, i, string[10000:]))
+        peer.read_until(lambda: len(peer.of(f.HEADERS)) == 100)
 
 
 def test_ever_new_fields_do_not_fill_memory(target: Target) -> None:
@@ -82,7 +79,7 @@ def test_compression_errors_end_the_connection(target: Target, name: str) -> Non
 
 def test_huge_tables_that_the_peer_offers_are_not_used(target: Target) -> None:
     with target.under_attack(memory=8.0), target.h2({1: 2**32 - 1, 6: 2**32 - 1}) as peer:
-        for _ in range(200):
+        for _ in range(30):
             i = peer.new_id()
             peer.send(f.headers(i, request("/bytes?n=1"), True))
             peer.read_until(lambda i=i: any(x.stream_id == i for x in peer.of(f.DATA)))

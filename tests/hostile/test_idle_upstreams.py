@@ -67,7 +67,7 @@ def test_an_application_that_announces_when_it_closes(target: Target, method: st
     """`Keep-Alive: timeout=1`: connections are dropped after half a second."""
     behave = closes_after(1.0, b"keep-alive: timeout=1\r\n")
     with EvilServer(target.host, EVIL_H1, behave) as server:
-        outcomes = load(target, method, 1.0, 2.5)
+        outcomes = load(target, method, 1.0, 1.5)
         assert set(outcomes) == {200}, outcomes
         assert server.accepted > 2  # connections were dropped and made anew
 
@@ -78,7 +78,7 @@ def test_an_application_that_closes_a_little_later_than_connections_are_kept(
 ) -> None:
     """It says nothing; the sidecar keeps idle connections for 1 s."""
     with EvilServer(target.host, EVIL_H1, closes_after(1.2)) as server:
-        outcomes = load(target, method, 1.1, 2.5)
+        outcomes = load(target, method, 1.1, 1.5)
         assert set(outcomes) == {200}, outcomes
         assert server.accepted > 2
 

@@ -89,6 +89,7 @@ def test_flood_of_key_updates(target: Target) -> None:
     assert lib.SSL_CTX_set_alpn_protos(context, b"\x02h2", 3) == 0
     with target.under_attack():
         sock = target.connect(target.mtls)
+        sock.settimeout(None)  # OpenSSL reads and writes by itself
         session = ctypes.c_void_p(lib.SSL_new(context))
         lib.SSL_set_fd(session, sock.fileno())
         assert lib.SSL_connect(session) == 1

@@ -200,7 +200,7 @@ class Witness:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        time.sleep(0.1)  # what the attack left behind is part of it
+        time.sleep(0.05)  # what the attack left behind is part of it
         self._stop.set()
         self._thread.join(30.0)
 
