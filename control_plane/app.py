@@ -13,15 +13,20 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import grpc
 
-from control_plane.ca import root
+from control_plane.ca import root, shared_secret
 from control_plane.ca.attestation import JoinTokens
 from control_plane.ca.authority import CertificateAuthority
-from control_plane.ca.service import Authenticator, CertificateService
+from control_plane.ca.service import Authenticator, CertificateService, Trust
 from control_plane.ca.serving import ServingCertificate
+from control_plane.ca.token_review import ByIssuer, TokenReviews
+from control_plane.cluster import Cluster, cluster_access, own_namespace
+from control_plane.kube.access import AccessError
+from control_plane.kube.client import KubeClient
 from control_plane.model.mesh import Mesh, MeshSettings, TracingSettings
 from control_plane.model.problem import Problem
 from control_plane.pipeline import Pipeline
@@ -57,15 +62,16 @@ class Configuration:
 class ControlPlane:
     """One control plane. `start`, then `follow` until it is to end, then `stop`; all on one event loop."""
 
-    def __init__(self, settings: Settings, configuration: Configuration) -> None:
-        """Raises CaError."""
+    def __init__(self, settings: Settings, configuration: Configuration, trust: Trust | None = None) -> None:
+        """`trust` None: what lies in the CA directory. Raises CaError."""
+        trust = trust or local_trust(settings)
         self.settings = settings
         self.port = 0
         self.status_port = 0
-        self.authority = make_authority(settings)
+        self.authority = trust.authority
         self._configuration = configuration
         self._stopping = False
-        self._authenticator = Authenticator(JoinTokens.in_directory(settings.ca_dir))
+        self._authenticator = Authenticator(trust.attestor)
         self._certificates = CertificateService(self.authority, self._authenticator)
         self._serving = ServingCertificate(self.authority, settings.server_names)
         options = DiscoveryOptions(settings.push_quiet.total_seconds(), settings.push_longest.total_seconds())
@@ -133,6 +139,11 @@ class ControlPlane:
         return None
 
 
+def local_trust(settings: Settings) -> Trust:
+    """Keys in the CA directory, and join tokens. Raises CaError."""
+    return Trust(make_authority(settings), JoinTokens.in_directory(settings.ca_dir))
+
+
 def make_authority(settings: Settings) -> CertificateAuthority:
     """The authority of the settings; its root is in `root.pem` of the CA directory in any case.
     Raises CaError."""
@@ -160,6 +171,36 @@ def folder_configuration(settings: Settings) -> Configuration:
     return Configuration(pipeline, lambda: (*source.problems, *pipeline.problems), loaded.is_set, source.run)
 
 
+def cluster_configuration(
+    settings: Settings, client: KubeClient, namespace: str, random: Random
+) -> Configuration:
+    """A cluster's objects, through registry and translation."""
+    registry = Registry()
+    pipeline = Pipeline(registry, _mesh_settings(settings))
+    cluster = Cluster(client, namespace, registry.replace, random)
+    return Configuration(
+        pipeline, lambda: (*cluster.problems, *pipeline.problems), lambda: cluster.loaded, cluster.follow
+    )
+
+
+async def cluster_trust(
+    settings: Settings, client: KubeClient, namespace: str, stop: asyncio.Event
+) -> Trust | None:
+    """Keys in a Secret of the cluster, or the issuer given as files; TokenReviews and join tokens. None:
+    `stop` was set before the API server answered. Raises CaError."""
+    keys = await shared_secret.load_or_make(
+        client, namespace, settings.trust_domain, settings.max_leaf_lifetime, stop
+    )
+    if keys is None:
+        return None
+    authority = keys.authority
+    if settings.ca_cert is not None and settings.ca_key is not None:
+        authority = root.from_files(
+            settings.ca_cert, settings.ca_key, settings.trust_domain, settings.max_leaf_lifetime
+        )
+    return Trust(authority, ByIssuer(keys.join_tokens, TokenReviews(client)))
+
+
 def _mesh_settings(settings: Settings) -> MeshSettings:
     tracing = None
     if settings.tracing_sampling is not None:
@@ -182,7 +223,29 @@ async def _run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    plane = ControlPlane(settings, folder_configuration(settings))
+    if not settings.kubernetes:
+        await _serve(ControlPlane(settings, folder_configuration(settings)), stop)
+        return
+    try:
+        access = cluster_access(settings)
+        namespace = own_namespace(settings, access)
+    except AccessError as error:
+        raise StartError(str(error)) from error
+    client = KubeClient(access)
+    try:
+        await _serve_cluster(settings, client, namespace, stop)
+    finally:
+        await client.close()
+
+
+async def _serve_cluster(settings: Settings, client: KubeClient, namespace: str, stop: asyncio.Event) -> None:
+    trust = await cluster_trust(settings, client, namespace, stop)
+    if trust is not None:
+        configuration = cluster_configuration(settings, client, namespace, Random())
+        await _serve(ControlPlane(settings, configuration, trust), stop)
+
+
+async def _serve(plane: ControlPlane, stop: asyncio.Event) -> None:
     await plane.start()
     try:
         async with asyncio.TaskGroup() as group:

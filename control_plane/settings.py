@@ -6,6 +6,7 @@ Used by the app, by `python -m control_plane` and by the `pilotfish` command.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +22,14 @@ _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    config_dir: Path
-    """Folder of Kubernetes YAML files, watched."""
+    config_dir: Path = Path()
+    """Folder of Kubernetes YAML files, watched; unused with `kubernetes`."""
+    kubernetes: bool = False
+    """Read from a cluster's API server; keys are in a Secret there and `ca_dir` is not used."""
+    kubeconfig: Path | None = None
+    """How to reach it; None: as a pod does."""
+    namespace: str = ""
+    """Our own, for Secret and Lease; empty: that of the pod or of the kubeconfig's context."""
     listen: str = f"127.0.0.1:{XDS_PORT}"
     """`HOST:PORT` of ADS and the signing RPC, gRPC over TLS."""
     status: str = f"127.0.0.1:{STATUS_PORT}"
@@ -77,17 +84,25 @@ def parse_account(text: str) -> tuple[str, str]:
     return namespace, account
 
 
-_DEFAULTS = Settings(config_dir=Path())
+_DEFAULTS = Settings()
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Watches a folder of Kubernetes YAML, issues identities, configures sidecars over xDS.",
+        description="Watches a cluster or a folder of Kubernetes YAML, issues identities, configures sidecars"
+        " over xDS.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--config-dir", type=Path, required=True, help="folder of Kubernetes YAML files, watched")
+    add("--config-dir", type=Path, help="folder of Kubernetes YAML files, watched")
+    add("--kubernetes", action="store_true", help="instead of a folder, watch the cluster of this pod")
+    add("--kubeconfig", type=Path, metavar="FILE", help="instead of this pod's, watch this file's cluster")
+    add(
+        "--namespace",
+        default=os.environ.get("POD_NAMESPACE", ""),
+        help="own namespace in the cluster, for keys and leader election (default $POD_NAMESPACE)",
+    )
     add("--listen", type=_address, default=_DEFAULTS.listen, help="ADS and signing (default %(default)s)")
     add("--status", type=_address, default=_DEFAULTS.status, help="status page (default %(default)s)")
     add("--ca-dir", type=Path, default=DEFAULT_CA_DIR, help="keys, and root.pem (default %(default)s)")
@@ -113,6 +128,9 @@ def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settin
     """The settings that a command line asks for. Ends the process with a message if it is wrong."""
     parser = _parser(prog)
     given = parser.parse_args(arguments)
+    kubernetes = given.kubernetes or given.kubeconfig is not None
+    if kubernetes == (given.config_dir is not None):
+        parser.error("give one of --config-dir and --kubernetes")
     if (given.ca_cert is None) != (given.ca_key is None):
         parser.error("--ca-cert and --ca-key go together")
     if given.max_leaf_ttl < timedelta(seconds=1):
@@ -124,7 +142,10 @@ def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settin
     if given.tracing_sampling is not None and not 0 <= given.tracing_sampling <= 100:
         parser.error("--tracing-sampling is a percentage, from 0 to 100")
     return Settings(
-        config_dir=given.config_dir,
+        config_dir=given.config_dir or Path(),
+        kubernetes=kubernetes,
+        kubeconfig=given.kubeconfig,
+        namespace=given.namespace,
         listen=given.listen,
         status=given.status,
         ca_dir=given.ca_dir,

@@ -25,18 +25,22 @@ JOIN_TOKEN_KEY_FILE = "join-token-key.pem"
 ISSUER = "pilotfish-join-token"
 MAX_TOKEN_CHARS = 8192
 _LABEL = r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?"
-_SUBJECT = re.compile(rf"system:serviceaccount:({_LABEL}):({_LABEL})")
+SUBJECT = re.compile(rf"system:serviceaccount:({_LABEL}):({_LABEL})")
 
 
 class AttestationError(Exception):
     """A token proves nothing; the text says why and what to do, and never quotes the token."""
 
 
+class AttestorUnavailable(Exception):
+    """Nobody can say now what a token proves: the caller is to come again."""
+
+
 class Attestor(Protocol):
     """Tells a caller's account from its token."""
 
     async def attest(self, token: str) -> Identity:
-        """Raises AttestationError."""
+        """Raises AttestationError and AttestorUnavailable."""
 
 
 class JoinTokens:
@@ -59,7 +63,7 @@ class JoinTokens:
         """A token that proves this account until `lifetime` is over. Raises ValueError for names that
         Kubernetes would not take."""
         subject = f"system:serviceaccount:{namespace}:{service_account}"
-        if _SUBJECT.fullmatch(subject) is None:
+        if SUBJECT.fullmatch(subject) is None:
             raise ValueError(f"not a namespace and service account: {namespace!r}, {service_account!r}")
         if lifetime <= timedelta(0):
             raise ValueError("a token's lifetime must be positive")
@@ -74,7 +78,7 @@ class JoinTokens:
         audience = claims["aud"]
         if audience != CA_AUDIENCE and not (isinstance(audience, list) and CA_AUDIENCE in audience):
             raise AttestationError(f"the token is for audience {audience!r}; expected {CA_AUDIENCE!r}")
-        match = _SUBJECT.fullmatch(claims["sub"])
+        match = SUBJECT.fullmatch(claims["sub"])
         if match is None:
             raise AttestationError(
                 f"the token is for {claims['sub']!r}; expected system:serviceaccount:NAMESPACE:ACCOUNT"

@@ -73,30 +73,55 @@ def _checked_authority(
     now: Clock,
 ) -> CertificateAuthority:
     try:
-        chain = x509.load_pem_x509_certificates(path.read_bytes())
+        pem = path.read_bytes()
     except OSError as error:
         raise CaError(f"cannot read CA certificate {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise CaError(f"{path} holds no PEM certificates: {error}") from error
+    return from_pem(pem, key, str(path), str(key_path), trust_domain, max_leaf_lifetime, now)
+
+
+def from_pem(
+    pem: bytes,
+    key: ec.EllipticCurvePrivateKey,
+    where: str,
+    key_where: str,
+    trust_domain: str,
+    max_leaf_lifetime: timedelta,
+    now: Clock = utc_now,
+) -> CertificateAuthority:
+    """The authority of certificates in memory, the issuer first and the root last. `where` and `key_where`
+    say in messages what they came from. Raises CaError."""
+    chain = _certificates(pem, where)
     issuer, root = chain[0], chain[-1]
     if issuer.public_key() != key.public_key():
-        raise CaError(f"the key in {key_path} is not that of the certificate in {path}")
+        raise CaError(f"the key in {key_where} is not that of the certificate in {where}")
     for certificate, signer in zip(chain, [*chain[1:], root], strict=True):
-        _check_ca(certificate, signer, path)
+        _check_ca(certificate, signer, where)
     if now() >= issuer.not_valid_after_utc:
         raise CaError(
-            f"the CA certificate in {path} expired at {issuer.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}"
+            f"the CA certificate in {where} expired at {issuer.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}"
         )
     domain = _trust_domain(root)
     if domain is not None and domain != trust_domain:
         raise CaError(
-            f"the CA certificate in {path} is that of trust domain {domain}, not {trust_domain}: "
+            f"the CA certificate in {where} is that of trust domain {domain}, not {trust_domain}: "
             "start with the same --trust-domain as before, or with another CA"
         )
     return CertificateAuthority(chain, key, trust_domain, max_leaf_lifetime, now)
 
 
-def _check_ca(certificate: x509.Certificate, signer: x509.Certificate, path: Path) -> None:
+def _certificates(pem: bytes, where: str) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError as error:
+        raise CaError(f"{where} holds no PEM certificates: {error}") from error
+
+
+def make_root_pem(key: ec.EllipticCurvePrivateKey, trust_domain: str, now: datetime) -> str:
+    """A new self-signed root."""
+    return certificate_pem(_make_root(key, trust_domain, now))
+
+
+def _check_ca(certificate: x509.Certificate, signer: x509.Certificate, path: str) -> None:
     name = certificate.subject.rfc4514_string()
     try:
         basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value

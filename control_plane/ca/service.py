@@ -7,12 +7,13 @@ too: both know callers by their bearer tokens alone.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import grpc
 
-from control_plane.ca.attestation import AttestationError, Attestor
+from control_plane.ca.attestation import AttestationError, Attestor, AttestorUnavailable
 from control_plane.ca.authority import AuthorityExpired, CertificateAuthority, SigningError
 from control_plane.model.discovery import Identity
 from mesh_api import ca_pb2
@@ -24,24 +25,39 @@ MAX_ASKED_SECONDS = 10 * 365 * 86400
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What the control plane signs with, and whom it believes."""
+
+    authority: CertificateAuthority
+    attestor: Attestor
+
+
 class Authenticator:
     """Tells the account behind a call from its `authorization` metadata."""
 
     def __init__(self, attestor: Attestor) -> None:
         self._attestor = attestor
         self.refused = 0
+        self.unavailable = 0
 
     def __repr__(self) -> str:
         return f"<Authenticator {self._attestor!r} refused={self.refused}>"
 
     async def __call__(self, context: Any) -> Identity:
-        """The caller's account, or the call ends with UNAUTHENTICATED and this does not return."""
+        """The caller's account. Otherwise the call ends, with UNAUTHENTICATED, or with UNAVAILABLE when
+        nobody can tell now, and this does not return."""
         try:
             return await self._attestor.attest(_bearer_token(context.invocation_metadata() or ()))
         except AttestationError as error:
             self.refused += 1
             log.warning("authentication refused peer=%s reason=%r", context.peer(), str(error))
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+            raise
+        except AttestorUnavailable as error:
+            self.unavailable += 1
+            log.warning("authentication not possible peer=%s reason=%r", context.peer(), str(error))
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             raise
 
 

@@ -47,13 +47,22 @@ def read_key(path: Path, forbidden: int = 0o077) -> ec.EllipticCurvePrivateKey |
         return None
     except OSError as error:
         raise CaError(f"cannot read key file {path}: {error.strerror}") from error
+    return parse_key(data, f"key file {path}")
+
+
+def parse_key(data: bytes, where: str) -> ec.EllipticCurvePrivateKey:
+    """The ECDSA key in PEM that came from `where`. Raises CaError."""
     try:
         key = serialization.load_pem_private_key(data, password=None)
     except (ValueError, TypeError) as error:
-        raise CaError(f"key file {path} is not an unencrypted PEM private key: {error}") from error
+        raise CaError(f"{where} is not an unencrypted PEM private key: {error}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise CaError(f"key file {path} holds a {type(key).__name__}; an ECDSA key (P-256) is needed")
+        raise CaError(f"{where} holds a {type(key).__name__}; an ECDSA key (P-256) is needed")
     return key
+
+
+def make_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
 
 
 def load_or_make_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -62,7 +71,7 @@ def load_or_make_key(path: Path) -> ec.EllipticCurvePrivateKey:
     key = read_key(path)
     if key is not None:
         return key
-    create(path, key_pem(ec.generate_private_key(ec.SECP256R1())), KEY_MODE)
+    create(path, key_pem(make_key()), KEY_MODE)
     key = read_key(path)
     if key is None:
         raise CaError(f"key file {path} was removed while it was being made")

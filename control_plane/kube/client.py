@@ -106,16 +106,22 @@ class KubeClient:
             metadata = _read_list(text, each)
         except (ValueError, IndexError) as error:
             raise KubeError(0, f"the list {path} is not JSON as expected: {error}") from error
-        return str(metadata.get("resourceVersion") or ""), str(metadata.get("continue") or "")
+        if not metadata.get("resourceVersion"):
+            raise KubeError(0, f"the list {path} has no resourceVersion")
+        return str(metadata["resourceVersion"]), str(metadata.get("continue") or "")
 
-    async def watch(self, path: str, params: Mapping[str, str], seconds: float) -> AsyncIterator[Object]:
+    async def watch(
+        self, path: str, params: Mapping[str, str], seconds: float, opened: Callable[[], object]
+    ) -> AsyncIterator[Object]:
         """Events (`{"type": ..., "object": ...}`) until the server ends the watch, which it was asked to do
-        after `seconds`. Raises KubeError; an ERROR event is an event."""
+        after `seconds`. `opened` is called when it has agreed to. Raises KubeError; an ERROR event is an
+        event."""
         asked = {**params, "watch": "1", "timeoutSeconds": str(int(seconds))}
         try:
             async with self._send("GET", path, asked, None, {}, seconds + REQUEST_TIMEOUT) as response:
                 if response.status != 200:
                     await _json(response)
+                opened()
                 async for line in _lines(response.content):
                     yield _event(line)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:

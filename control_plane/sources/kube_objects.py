@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from control_plane.kube.client import Object
-from control_plane.kube.watch import ReduceError, Resource
+from control_plane.kube.store import ReduceError, Resource
 from control_plane.model.mesh import ReferenceGrant
 from control_plane.model.route import Route
 from control_plane.model.service import EndpointSlice, Service

@@ -18,7 +18,9 @@ from types import MappingProxyType
 from typing import Any
 
 from control_plane.kube.client import KubeClient
-from control_plane.kube.watch import Key, Reflector, ResourceStore, follow
+from control_plane.kube.reflector import Reflector
+from control_plane.kube.store import Key, ResourceStore
+from control_plane.kube.watch import follow
 from control_plane.model.mesh import Mesh
 from control_plane.model.problem import Problem, Severity
 from control_plane.model.service import Endpoint, EndpointSlice

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from control_plane.kube.watch import Key
+from control_plane.kube.store import Key
 from control_plane.model.mesh import Mesh
 from control_plane.model.problem import Problem, Severity
 from control_plane.model.route import ParentRef, Route

@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from control_plane.kube import watch
+from control_plane.kube import reflector
 from control_plane.kube.access import from_kubeconfig
 from control_plane.kube.client import KubeClient
 from control_plane.model.mesh import Mesh
@@ -27,10 +27,10 @@ USERS = ServiceKey("shop", "users")
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "BACKOFF_FIRST", 0.02)
-    monkeypatch.setattr(watch, "BACKOFF_MOST", 0.05)
-    monkeypatch.setattr(watch, "ABSENT_RETRY", 0.1)
-    monkeypatch.setattr(watch, "TOO_SHORT", 0.01)
+    monkeypatch.setattr(reflector, "BACKOFF_FIRST", 0.02)
+    monkeypatch.setattr(reflector, "BACKOFF_MOST", 0.05)
+    monkeypatch.setattr(reflector, "ABSENT_RETRY", 0.1)
+    monkeypatch.setattr(reflector, "TOO_SHORT", 0.01)
 
 
 class Follower:
@@ -345,8 +345,6 @@ def test_losing_the_api_server_disturbs_nothing_and_is_said(tmp_path: Path) -> N
             api.put(service("carts"))
             await api.up()
             await follower.until(lambda: len(follower.mesh.services) == 2)
-            api.put(*(service(f"s{n}") for n in range(2)), pod("x"), kube_api.node("n", "z"), account("x"))
-            await api.bookmark()
             await follower.until(lambda: not follower.source.problems)
 
     run(tmp_path, scenario)
