@@ -5,7 +5,13 @@ BIN := $(VENV)/bin
 DEBIAN := nghttp2-server nghttp2-client curl redis-server postgresql mariadb-server rabbitmq-server
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help install check test test-all debian bench soak demo proto clean
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+DOCKER ?= docker
+# Where images are to be pushed: empty, or a registry with its path and without a slash at the end.
+REGISTRY ?=
+IMAGES := sidecar control-plane examples
+
+.PHONY: help install check test test-all debian bench soak demo images proto clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -48,6 +54,12 @@ bench: install debian ## CPU, memory and latency against Envoy in the same run
 
 soak: install debian ## 2,000 requests a second for ten minutes while replicas come and go
 	$(BIN)/python -m benchmarks.soak
+
+images: ## Container images with the package's version; REGISTRY=... puts its name before theirs
+	@for image in $(IMAGES); do \
+	  $(DOCKER) build -f deploy/images/$$image.Dockerfile \
+	    -t $(if $(REGISTRY),$(REGISTRY)/)pilotfish-$$image:$(VERSION) . || exit 1; \
+	done
 
 proto: install ## Generate protobuf modules
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. mesh_api/ca.proto
