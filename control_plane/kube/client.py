@@ -158,6 +158,10 @@ class KubeClient:
         what = str(error) or type(error).__name__
         if isinstance(error, asyncio.TimeoutError):
             what = "no answer in time"
+        elif isinstance(error, aiohttp.ClientConnectorCertificateError):
+            what = str(error.certificate_error)
+        elif isinstance(error, aiohttp.ClientConnectorError):
+            what = str(error.os_error)
         return KubeError(0, f"API server {self.access.server}: {what}")
 
 

@@ -263,12 +263,14 @@ def test_replicas_that_leave_are_draining_and_those_not_ready_are_left_out() -> 
         {"addresses": ["127.0.1.2"], "conditions": {"ready": False, "serving": True, "terminating": True}},
         {"addresses": ["127.0.1.3"], "conditions": {"ready": False, "serving": False, "terminating": True}},
         {"addresses": ["127.0.1.4"], "conditions": {"ready": False}},
+        # publishNotReadyAddresses
+        {"addresses": ["127.0.1.5"], "conditions": {"ready": True, "terminating": True}},
     ]
     [locality] = MessageToDict(assignment(endpoint_slice("users-a", *entries, runs_as="users")))["endpoints"]
     assert [
         (found["endpoint"]["address"]["socketAddress"]["address"], found["healthStatus"])
         for found in locality["lbEndpoints"]
-    ] == [("127.0.1.1", "HEALTHY"), ("127.0.1.2", "DRAINING")]
+    ] == [("127.0.1.1", "HEALTHY"), ("127.0.1.2", "DRAINING"), ("127.0.1.5", "DRAINING")]
 
 
 def test_a_replica_outside_the_mesh_is_reached_at_its_own_port_in_plaintext() -> None:

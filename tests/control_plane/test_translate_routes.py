@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -335,3 +336,45 @@ def test_a_redirect_of_a_prefix_to_the_root_leaves_one_slash() -> None:
         ({"path": "/old"}, {**both, "pathRedirect": "/"}),
         ({"prefix": "/old/"}, {**both, "prefixRewrite": "/"}),
     ]
+
+
+# --- backends that do not exist ---
+
+
+def with_unresolved(*weights: int, unresolved: set[int], dialect: Dialect = Dialect.PILOTFISH) -> list[Any]:
+    """The routes of one rule whose backends have these weights."""
+    listed = [backend(f"s{number}", weight=weight) for number, weight in enumerate(weights)]
+    [parsed] = mesh(route("r", {"backendRefs": listed})).routes
+    [rule] = parsed.rules
+    backends = tuple(
+        replace(item, resolved=index not in unresolved) for index, item in enumerate(rule.backends)
+    )
+    marked = replace(parsed, rules=(replace(rule, backends=backends),))
+    table = route_configuration(USERS, HTTP, (marked,), dialect, "cluster.local")
+    return [MessageToDict(found) for found in table.virtual_hosts[0].routes if found.name != "tcp"]
+
+
+@pytest.mark.parametrize("dialect", [Dialect.PILOTFISH, Dialect.GRPC])
+def test_the_share_of_a_backend_that_does_not_exist_is_answered_500(dialect: Dialect) -> None:
+    refused, rest = with_unresolved(60, 30, 10, unresolved={1}, dialect=dialect)
+    fraction = {"defaultValue": {"numerator": 300_000, "denominator": "MILLION"}}
+    assert refused == {
+        "name": "shop/r/0/unresolved",
+        "match": {"prefix": "/", "runtimeFraction": fraction},
+        "directResponse": {"status": 500},
+    }
+    assert rest["match"] == {"prefix": "/"}
+    assert rest["route"]["weightedClusters"]["clusters"] == [
+        {"name": "s0.shop.svc.cluster.local:80", "weight": 60},
+        {"name": "s2.shop.svc.cluster.local:80", "weight": 10},
+    ]
+
+
+def test_with_no_backend_left_everything_is_answered_500() -> None:
+    [refused] = with_unresolved(1, 1, unresolved={0, 1})
+    assert refused == {"name": "shop/r/0", "match": {"prefix": "/"}, "directResponse": {"status": 500}}
+
+
+def test_a_backend_without_weight_may_be_missing() -> None:
+    [rest] = with_unresolved(1, 0, unresolved={1})
+    assert rest["route"]["cluster"] == "s0.shop.svc.cluster.local:80"

@@ -1,0 +1,216 @@
+"""The control plane as a process in front of a cluster: replicas, identities, discovery, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import jwt
+import pytest
+from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
+from envoy.service.discovery.v3 import discovery_pb2
+
+from control_plane.settings import parse_arguments
+from control_plane.xds.types import ENDPOINTS
+from tests.support.kube_api import KubeApi, endpoint, pod
+from tests.support.kubernetes import account, backend, endpoint_slice, route, service
+from tests.support.xds_source import ADS
+
+USERS = "users.shop.svc.cluster.local:80"
+
+
+class Replica:
+    """A process, and its ports as it logged them."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.log: list[str] = []
+        self.port = self.status_port = 0
+
+    async def read(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.log.append(line.decode())
+            if found := re.search(r"xds_port=(\d+) status=http://127.0.0.1:(\d+)", self.log[-1]):
+                self.port, self.status_port = int(found[1]), int(found[2])
+
+    async def get(self, path: str) -> tuple[int, str]:
+        url = f"http://127.0.0.1:{self.status_port}{path}"
+        async with aiohttp.ClientSession() as client, client.get(url) as response:
+            return response.status, await response.text()
+
+    async def ready(self) -> None:
+        async with asyncio.timeout(20):
+            while not self.port or (await self.get("/ready"))[0] != 200:
+                await asyncio.sleep(0.02)
+                assert self.process.returncode is None, "".join(self.log)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(15):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def replica(api: KubeApi, *more: str) -> AsyncIterator[Replica]:
+    arguments = ["--kubeconfig", str(api.kubeconfig()), "--listen", "127.0.0.1:0", "--status", "127.0.0.1:0"]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "control_plane", *arguments, *more, stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "HOME": "/nonexistent"},
+    )  # fmt: skip
+    made = Replica(process)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(made.read())
+        try:
+            yield made
+        finally:
+            if process.returncode is None:
+                process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(20):
+                await process.wait()
+    assert process.returncode == 0, "".join(made.log)
+    assert "Traceback" not in "".join(made.log)
+
+
+def run(tmp_path: Path, scenario: Callable[[KubeApi], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(60), KubeApi(tmp_path) as api:
+            api.put(service("users"), account("users"), pod("users-a"), pod("users-b"))
+            api.put(
+                endpoint_slice("users-1", endpoint("10.0.0.1", "users-a"), endpoint("10.0.0.2", "users-b"))
+            )
+            await scenario(api)
+
+    asyncio.run(main())
+
+
+def token(api: KubeApi, name: str = "users") -> str:
+    made = jwt.encode({"exp": time.time() + 600, "name": name}, "k" * 32, algorithm="HS256")
+    user = {"username": f"system:serviceaccount:shop:{name}"}
+    api.tokens[made] = {"authenticated": True, "audiences": ["mesh-ca"], "user": user}
+    return made
+
+
+class Client:
+    """An ADS stream that asks for the endpoints of users."""
+
+    def __init__(self, api: KubeApi, to: Replica, bearer: str) -> None:
+        root = base64.b64decode(api.get("Secret", "pilotfish-ca", "mesh")["data"]["root.pem"])
+        self.channel = grpc.aio.secure_channel(f"localhost:{to.port}", grpc.ssl_channel_credentials(root))
+        method = self.channel.stream_stream(
+            f"{ADS}/DeltaAggregatedResources",
+            request_serializer=discovery_pb2.DeltaDiscoveryRequest.SerializeToString,
+            response_deserializer=discovery_pb2.DeltaDiscoveryResponse.FromString,
+        )
+        self.stream: Any = method(metadata=[("authorization", f"Bearer {bearer}")])
+
+    async def __aenter__(self) -> Client:
+        request = discovery_pb2.DeltaDiscoveryRequest
+        node = {"id": "n", "user_agent_name": "pilotfish"}
+        await self.stream.write(request(node=node, type_url=ENDPOINTS, resource_names_subscribe=[USERS]))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.stream.cancel()
+        await self.channel.close()
+
+    async def health(self) -> dict[str, int]:
+        """Address to health of the next push: 1 healthy, 3 draining."""
+        async with asyncio.timeout(10):
+            response = await self.stream.read()
+        if response is grpc.aio.EOF:
+            raise AssertionError(await self.stream.code(), await self.stream.details())
+        request = discovery_pb2.DeltaDiscoveryRequest
+        await self.stream.write(request(type_url=ENDPOINTS, response_nonce=response.nonce))
+        found = ClusterLoadAssignment.FromString(response.resources[0].resource.value)
+        return {
+            item.endpoint.address.socket_address.address: item.health_status
+            for locality in found.endpoints
+            for item in locality.lb_endpoints
+        }
+
+
+def test_replicas_share_a_root_and_one_of_them_writes_status(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        api.put(route("r", {"backendRefs": [backend("users")]}))
+        async with replica(api) as first, replica(api) as second:
+            await asyncio.gather(first.ready(), second.ready())
+            await until(lambda: api.get("HTTPRoute", "r").get("status"))
+            for each in (first, second):
+                async with Client(api, each, token(api)) as client:
+                    assert await client.health() == {"10.0.0.1": 1, "10.0.0.2": 1}
+            assert len([line for each in (first, second) for line in each.log if " leads\n" in line]) == 1
+            assert len(api.seen("PATCH", "/status")) == 1
+        assert api.get("Lease", "pilotfish-control-plane", "mesh")["spec"]["holderIdentity"] == ""
+
+    run(tmp_path, scenario)
+
+
+def test_a_pod_that_leaves_drains_at_once(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        async with replica(api, "--push-quiet", "10ms") as plane:
+            await plane.ready()
+            async with Client(api, plane, token(api)) as client:
+                assert await client.health() == {"10.0.0.1": 1, "10.0.0.2": 1}
+                api.put(pod("users-b", leaving=True))
+                assert await client.health() == {"10.0.0.1": 1, "10.0.0.2": 3}
+
+    run(tmp_path, scenario)
+
+
+def test_without_the_api_server_what_was_read_serves_and_new_tokens_wait(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        async with replica(api) as plane:
+            await plane.ready()
+            known, new = token(api), token(api, "carts")
+            async with Client(api, plane, known) as client:
+                await client.health()
+            await api.down()
+            async with Client(api, plane, known) as client:
+                assert await client.health() == {"10.0.0.1": 1, "10.0.0.2": 1}
+            async with Client(api, plane, new) as client:
+                assert await client.stream.code() is grpc.StatusCode.UNAVAILABLE
+            async with Client(api, plane, "forged") as client:
+                assert await client.stream.code() is grpc.StatusCode.UNAVAILABLE
+            assert (await plane.get("/ready"))[0] == 200
+            await api.up()
+            async with Client(api, plane, new) as client:
+                assert await client.health() == {"10.0.0.1": 1, "10.0.0.2": 1}
+            async with Client(api, plane, "forged") as client:
+                assert await client.stream.code() is grpc.StatusCode.UNAUTHENTICATED
+
+    run(tmp_path, scenario)
+
+
+def test_a_control_plane_that_waits_for_the_api_server_can_be_stopped(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        await api.down()
+        async with replica(api) as plane:
+            await until(lambda: any("trying again" in line for line in plane.log))
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--kubernetes", "--config-dir", "x"]])
+def test_one_source_must_be_chosen(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(arguments)
+    assert "give one of --config-dir and --kubernetes" in capsys.readouterr().err
+
+
+def test_the_own_namespace_comes_from_the_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POD_NAMESPACE", "mesh-system")
+    assert parse_arguments(["--kubernetes"]).namespace == "mesh-system"
+    assert parse_arguments(["--kubernetes", "--namespace", "other"]).namespace == "other"
