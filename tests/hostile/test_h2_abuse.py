@@ -97,8 +97,8 @@ STREAM_IDS = {
     "frame of 16 MB": (b"\xff\xff\xff\0\0\0\0\0\1", FRAME_SIZE),
     "connection window overflow": (f.window_update(0, 2**31 - 1), FLOW_CONTROL),
     "initial window overflow": (f.settings({4: 2**31}), FLOW_CONTROL),
-    "connection window overrun": (
-        f.headers(1, request("/sleep?s=1", "POST")) + f.data(1, bytes(16384)) * 64 * 5,
+    "stream window overrun": (
+        f.headers(1, request("/stall", "POST")) + f.data(1, bytes(16384)) * 64 * 20,
         FLOW_CONTROL,
     ),
 }
@@ -110,7 +110,7 @@ def test_abuse_of_streams_ends_the_connection(target: Target, name: str) -> None
     with target.under_attack(), target.h2() as peer:
         peer.read_until(lambda: len(peer.of(f.SETTINGS)) == 2)
         peer.send(octets)
-        if name == "connection window overrun":
+        if name == "stream window overrun":
             peer.read_until(lambda: peer.of(f.RST_STREAM))
             assert peer.of(f.RST_STREAM)[0].code == code
         else:

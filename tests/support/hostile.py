@@ -40,9 +40,9 @@ from tests.support.sidecars import (
     tls,
 )
 
-HEAD_TIMEOUT = 0.5
+HEAD_TIMEOUT = 0.4
 """Seconds: `request_headers_timeout` of both listeners."""
-STREAM_IDLE = 2.0
+STREAM_IDLE = 1.5
 """Seconds: `stream_idle_timeout` of both listeners."""
 POLITE = 8081
 EVIL_H1 = 9001
@@ -72,6 +72,7 @@ class Target:
         self.app = start_app(self.host, APP, "victim", directory)
         self.polite_app = start_app(self.host, POLITE, "polite", directory)
         self.sidecar = Sidecar("target", self._tree(), directory).ready()
+        self.unfinished = [self._begin_handshake(i) for i in range(150)]
 
     def _tree(self) -> Tree:
         routes = [
@@ -97,7 +98,19 @@ class Target:
         ]
         return bootstrap(self.host, listeners, clusters)
 
+    def _begin_handshake(self, number: int) -> socket.socket:
+        """A client that says nothing, half a hello, or a hello without what must follow it."""
+        outgoing = ssl.MemoryBIO()
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client_context(None).wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
+        hello = outgoing.read()
+        sock = socket.create_connection(self.mtls, 10.0)
+        sock.sendall((b"", hello[:100], hello)[number % 3])
+        return sock
+
     def stop(self) -> None:
+        for sock in self.unfinished:
+            sock.close()
         self.sidecar.stop()
         self.app.stop()
         self.polite_app.stop()
@@ -376,8 +389,8 @@ class EvilServer:
     def _serve(self, sock: socket.socket) -> None:
         try:
             self._behave(sock)
-        except OSError:
-            return  # the sidecar has had enough, which is what tests ask for
+        except (OSError, ValueError):
+            return  # the sidecar has had enough, which is what tests ask for, or the test is over
 
     def __enter__(self) -> EvilServer:
         return self
