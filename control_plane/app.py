@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,11 +20,13 @@ import grpc
 
 from control_plane.ca import root, shared_secret
 from control_plane.ca.attestation import JoinTokens
-from control_plane.ca.authority import CertificateAuthority
+from control_plane.ca.authority import CertificateAuthority, utc_now
 from control_plane.ca.service import Authenticator, CertificateService, Trust
 from control_plane.ca.serving import ServingCertificate
 from control_plane.ca.token_review import ByIssuer, TokenReviews
 from control_plane.cluster import Cluster, cluster_access, own_namespace
+from control_plane.injector.service import Injector
+from control_plane.injector.sidecar_container import InjectionSettings
 from control_plane.kube.access import AccessError
 from control_plane.kube.client import KubeClient
 from control_plane.model.mesh import Mesh, MeshSettings, TracingSettings
@@ -240,16 +242,44 @@ async def _run(settings: Settings) -> None:
 
 async def _serve_cluster(settings: Settings, client: KubeClient, namespace: str, stop: asyncio.Event) -> None:
     trust = await cluster_trust(settings, client, namespace, stop)
-    if trust is not None:
-        configuration = cluster_configuration(settings, client, namespace, Random())
-        await _serve(ControlPlane(settings, configuration, trust), stop)
+    if trust is None:
+        return
+    plane = ControlPlane(settings, cluster_configuration(settings, client, namespace, Random()), trust)
+    if not settings.injector:
+        await _serve(plane, stop)
+        return
+    injector = Injector(client, namespace, trust.authority, injection_settings(settings), utc_now)
+    try:
+        await injector.start(*split_address(settings.injector))
+    except OSError as error:
+        raise StartError(f"cannot listen on {settings.injector} (--injector): {error.strerror}") from error
+    try:
+        await _serve(plane, stop, injector.run)
+    finally:
+        await injector.close()
 
 
-async def _serve(plane: ControlPlane, stop: asyncio.Event) -> None:
+def injection_settings(settings: Settings) -> InjectionSettings:
+    """What the webhook gives to sidecars; their root is the authority's."""
+    sampling = settings.tracing_sampling
+    return InjectionSettings(
+        image=settings.sidecar_image,
+        control_plane=settings.sidecar_control_plane,
+        trust_domain=settings.trust_domain,
+        otlp=settings.sidecar_otlp,
+        trace_sampling="100" if sampling is None else f"{sampling:g}",
+    )
+
+
+async def _serve(
+    plane: ControlPlane, stop: asyncio.Event, *beside: Callable[[asyncio.Event], Coroutine[Any, Any, None]]
+) -> None:
+    """Until `stop` is set; runs `beside` meanwhile."""
     await plane.start()
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(plane.follow(stop))
+            for follow in (plane.follow, *beside):
+                group.create_task(follow(stop))
             await stop.wait()
     finally:
         await plane.stop()

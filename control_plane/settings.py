@@ -55,6 +55,13 @@ class Settings:
     access_log: bool = True
     """Whether sidecars write an access log."""
     stop_grace: timedelta = timedelta(seconds=5)
+    injector: str = ""
+    """`HOST:PORT` of the webhook that gives new pods their sidecar, HTTPS; empty: there is none."""
+    sidecar_image: str = ""
+    sidecar_control_plane: str = ""
+    """`HOST:PORT` by which sidecars reach us."""
+    sidecar_otlp: str = ""
+    """`HOST:PORT` of the OTLP/HTTP collector that injected sidecars call `otlp`; empty: they have none."""
 
 
 def parse_duration(text: str) -> timedelta:
@@ -121,6 +128,10 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--tracing-sampling", type=float, metavar="PERCENT", help="of new traces; default: no tracing")
     add("--tracing-cluster", default="", help="static cluster of the sidecars that takes OTLP")
     add("--no-access-log", action="store_true", help="sidecars write no access log")
+    add("--injector", type=_address, default="", metavar="HOST:PORT", help="webhook; default: no injection")
+    add("--sidecar-image", default="", help="of injected sidecars")
+    add("--sidecar-control-plane", type=_address, default="", metavar="HOST:PORT", help="what they call")
+    add("--sidecar-otlp", type=_address, default="", metavar="HOST:PORT", help="where they send spans")
     return parser
 
 
@@ -133,6 +144,8 @@ def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settin
         parser.error("give one of --config-dir and --kubernetes")
     if (given.ca_cert is None) != (given.ca_key is None):
         parser.error("--ca-cert and --ca-key go together")
+    if given.injector and not (kubernetes and given.sidecar_image and given.sidecar_control_plane):
+        parser.error("--injector needs --kubernetes, --sidecar-image and --sidecar-control-plane")
     if given.max_leaf_ttl < timedelta(seconds=1):
         parser.error("--max-leaf-ttl must be at least 1s")
     if not re.fullmatch(r"[a-z0-9._-]{1,255}", given.trust_domain):
@@ -160,6 +173,10 @@ def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settin
         tracing_sampling=given.tracing_sampling,
         tracing_cluster=given.tracing_cluster,
         access_log=not given.no_access_log,
+        injector=given.injector,
+        sidecar_image=given.sidecar_image,
+        sidecar_control_plane=given.sidecar_control_plane,
+        sidecar_otlp=given.sidecar_otlp,
     )
 
 
