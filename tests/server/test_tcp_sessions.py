@@ -1,0 +1,104 @@
+"""What a TCP session tells its cluster about the endpoint: seconds to connect for a success, blame only for
+what was never established."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import pytest
+
+from sidecar.config.resources import EndpointConfig, SocketAddress, TcpProxyConfig, WeightedCluster
+from sidecar.net.peer import PeerInfo
+from sidecar.protocol.events import ErrorCode, Reset
+from sidecar.protocol.raw import RawCodec
+from sidecar.server.tcp_proxy import TcpProxy, TcpSession, TcpUpstream
+
+
+class Endpoint:
+    name = "db-1"
+    address = SocketAddress("10.0.0.1", 5432)
+    config = EndpointConfig(address)
+    waiter: Any = None
+
+    def acquire_tcp(self, waiter: Any) -> None:
+        self.waiter = waiter
+
+    def cancel(self, waiter: Any) -> None:
+        self.waiter = None
+
+
+@dataclass
+class Cluster:
+    """Of one endpoint; `finished` are the calls of `finish`."""
+
+    name: str = "db"
+    endpoint: Endpoint = field(default_factory=Endpoint)
+    finished: list[tuple[float | None, bool]] = field(default_factory=list)
+
+    def pick(self, tried: list[Any]) -> Endpoint:
+        return self.endpoint
+
+    def begin(self, endpoint: Any) -> bool:
+        return True
+
+    def finish(self, endpoint: Any, latency: float | None, failed: bool) -> None:
+        self.finished.append((latency, failed))
+
+    def why_none(self) -> str:
+        return ""
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.cluster = Cluster()
+        clusters: Any = {"db": self.cluster}
+        config = TcpProxyConfig("tcp", (WeightedCluster("db", 1),))
+        self.proxy = TcpProxy(config, clusters, Random(1), lambda: self.now, None)
+        self.downstream = RawCodec(None)
+        self.upstream = RawCodec(None)
+        self.session: TcpSession = self.proxy.accept(self.downstream.stream, ("127.0.0.1", 1))
+        self.session.connect("db")
+
+    def establish(self) -> None:
+        waiter: TcpUpstream = self.cluster.endpoint.waiter
+        self.now += 0.25
+        waiter.on_stream(self.upstream.open_stream(waiter), PeerInfo(("10.0.0.1", 5432), ("10.0.0.2", 1)))
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def test_a_session_that_ended_well_reports_how_long_connecting_took(rig: Rig) -> None:
+    rig.establish()
+    rig.now += 60
+    rig.downstream.receive_eof()
+    rig.upstream.receive_eof()
+    assert rig.cluster.finished == [(0.25, False)]
+
+
+def test_an_established_session_that_is_reset_blames_nobody(rig: Rig) -> None:
+    rig.establish()
+    rig.upstream.connection_lost("connection reset by peer")
+    assert rig.cluster.finished == [(0.25, False)]
+
+
+def test_a_connection_that_cannot_be_made_is_the_endpoints_fault(rig: Rig) -> None:
+    rig.cluster.endpoint.waiter.on_connect_failure("refused", False)
+    assert rig.cluster.finished == [(None, True)]
+
+
+def test_a_caller_that_leaves_while_connecting_says_nothing_about_the_endpoint(rig: Rig) -> None:
+    rig.session.on_reset(Reset(ErrorCode.CANCEL, "gone"))
+    assert rig.cluster.finished == [(None, False)]
+
+
+def test_an_abandoned_session_is_counted_out_and_dials_no_longer(rig: Rig) -> None:
+    rig.session.abandon()
+    assert rig.cluster.finished == [(None, False)]
+    assert rig.cluster.endpoint.waiter is None
+    assert rig.proxy.sessions == set()
