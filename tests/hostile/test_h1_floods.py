@@ -72,7 +72,7 @@ def pipelined(target: Target, path: bytes) -> Callable[[RawH1], int]:
 @pytest.mark.parametrize("path", [b"/direct", b"/status/204"])
 def test_pipelined_requests_whose_answers_are_never_read(target: Target, path: bytes) -> None:
     """The sidecar stops answering, then reading: the client's own writes stall."""
-    with target.under_attack(memory=24.0, cpu=10.0), target.h1() as peer:
+    with target.under_attack(memory=24.0, cpu=10.0), RawH1(target.connect(receive_buffer=4096)) as peer:
         assert pipelined(target, path)(peer) < 200_000
 
 

@@ -151,9 +151,13 @@ class Target:
 
     # --- connections
 
-    def connect(self, at: tuple[str, int] | None = None) -> socket.socket:
-        """Closed by `hang_up`, at the latest."""
-        sock = socket.create_connection(at or self.plain, 10.0)
+    def connect(self, at: tuple[str, int] | None = None, receive_buffer: int = 0) -> socket.socket:
+        """Closed by `hang_up`, at the latest. `receive_buffer`: bytes that the kernel takes unread."""
+        sock = socket.socket()
+        if receive_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.settimeout(10.0)
+        sock.connect(at or self.plain)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sockets.append(sock)
         return sock
