@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import resource
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from benchmarks.memory import MemorySample, measure_memory
 from benchmarks.processes import (
     ADMIN_PORTS,
     BenchError,
@@ -43,7 +45,7 @@ class Sample:
     failed: int
     """Requests that did not end in 2xx."""
     cpu_us: tuple[float, ...]
-    """CPU microseconds for each request, of the outbound and the inbound proxy."""
+    """CPU microseconds for each request, of the outbound and the inbound proxy, or the inbound one alone."""
     rate: float
     """Requests a second."""
     rss_mb: tuple[float, ...]
@@ -83,13 +85,22 @@ def run_contender(
     for traced in (False, True):
         chosen = [workload for workload in workloads if workload.traced is traced]
         if chosen:
-            yield from run_pair(contender, chosen, rig, turn, traced)
+            with running_pair(contender, rig, traced) as (pair, idle):
+                for workload in chosen:
+                    yield measure(contender, workload, pair, rig, idle, turn)
 
 
-def run_pair(
-    contender: Contender, workloads: list[Workload], rig: Rig, turn: int, traced: bool
-) -> Iterator[Sample]:
-    """Start the pair, measure every workload on it, stop it."""
+def memory_of(contender: Contender, rig: Rig) -> MemorySample:
+    """What connections cost, on a pair of their own."""
+    with running_pair(contender, rig, False) as (pair, idle):
+        return measure_memory(contender.name, pair[0], pair[1], max(idle))
+
+
+@contextmanager
+def running_pair(
+    contender: Contender, rig: Rig, traced: bool
+) -> Iterator[tuple[list[Process], tuple[float, ...]]]:
+    """Start the pair and stop it in the end. With it comes its resident memory in MB, before any load."""
     with ExitStack() as stack:
         pair: list[Process] = []
         # The inbound side first: the outbound one then finds its upstream at once.
@@ -101,8 +112,7 @@ def run_pair(
             pair.insert(0, stack.enter_context(process))
             wait_until(process, partial(is_ready, ADMIN_PORTS[index]))
         idle = tuple(process.resident_megabytes() for process in pair)
-        for workload in workloads:
-            yield measure(contender, workload, pair, rig, idle, turn)
+        yield pair, idle
 
 
 def configuration(side: str, folder: Path, traced: bool) -> str:
@@ -130,11 +140,12 @@ def measure(
     """Warm up, then load and read the pair's CPU before and after."""
     tag = f"{contender.name}-{turn}"
     warm_up = max(100, int((workload.requests or workload.rate * 2) * WARM_UP_SHARE))
-    load(rig.h2load, h2load_arguments(workload_of_count(workload), rig.folder, warm_up, f"{tag}-w"))
+    make_load(workload_of_count(workload), rig, warm_up, f"{tag}-w")
     spans = settled_spans(1 << 62, FLUSH_PATIENCE) if workload.traced else 0
     strangers = Strangers((*pair, *rig.helpers))
-    before = [process.cpu_seconds() for process in pair]
-    result = load(rig.h2load, h2load_arguments(workload, rig.folder, workload.requests, tag))
+    counted = pair[1:] if workload.inbound_only else pair
+    before = [process.cpu_seconds() for process in counted]
+    result = make_load(workload, rig, workload.requests, tag)
     foreign = strangers.share()
     missing = 0
     if workload.traced:
@@ -142,7 +153,7 @@ def measure(
         missing = expected - settled_spans(expected, FLUSH_PATIENCE)
     for process in pair:
         process.check()
-    after = [process.cpu_seconds() for process in pair]
+    after = [process.cpu_seconds() for process in counted]
     p50, p99 = latencies(rig.folder / "latency.tsv") if workload.rate else (0.0, 0.0)
     return Sample(
         workload=workload.name,
@@ -191,16 +202,36 @@ _CODES = re.compile(r"status codes: (\d+) 2xx")
 _RATE = re.compile(r"finished in [^,]+, ([\d.]+) req/s")
 
 
-def load(h2load: str, arguments: list[str]) -> LoadResult:
-    """Run h2load. Raises BenchError when it does not finish or cannot be understood."""
-    command = [h2load, *arguments]
+def make_load(workload: Workload, rig: Rig, requests: int, tag: str) -> LoadResult:
+    """Raises BenchError when the load does not finish or its result cannot be understood."""
+    if workload.client:
+        return run_client([sys.executable, "-m", "benchmarks.client", workload.client, str(requests), tag])
+    return run_h2load([rig.h2load, *h2load_arguments(workload, rig.folder, requests, tag)])
+
+
+def run_client(command: list[str]) -> LoadResult:
+    output, errors = run(command)
+    words = output.split()
+    if len(words) != 3:
+        raise BenchError(f"{' '.join(command)} said: {output[-800:]}{errors[-800:]}")
+    done, failed = int(words[0]), int(words[1])
+    return LoadResult(done, failed, done / float(words[2]))
+
+
+def run(command: list[str]) -> tuple[str, str]:
+    """What the load generator wrote, and its errors."""
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=LOAD_TIMEOUT, check=False)
     except subprocess.TimeoutExpired as error:
         raise BenchError(f"{' '.join(command)} did not finish in {LOAD_TIMEOUT:g} s") from error
-    requests, codes, rate = (pattern.search(ended.stdout) for pattern in (_DONE, _CODES, _RATE))
+    return ended.stdout, ended.stderr
+
+
+def run_h2load(command: list[str]) -> LoadResult:
+    output, errors = run(command)
+    requests, codes, rate = (pattern.search(output) for pattern in (_DONE, _CODES, _RATE))
     if requests is None or codes is None or rate is None:
-        raise BenchError(f"{' '.join(command)} said: {ended.stdout[-800:]}{ended.stderr[-800:]}")
+        raise BenchError(f"{' '.join(command)} said: {output[-800:]}{errors[-800:]}")
     total, done = int(requests[1]), int(requests[2])
     return LoadResult(done, max(total, done) - int(codes[1]), float(rate[1]))
 

@@ -16,7 +16,12 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 15.0
 
+BASELINE = "envoy"
+"""The contender that the others are compared with."""
 ADMIN_PORTS = (20011, 20012)
+OUTBOUND = ("127.0.0.1", 20001)
+INBOUND = ("127.0.0.1", 20002)
+"""The listeners, as benchmarks/outbound.yaml and inbound.yaml have them."""
 APPLICATION_PORT = 20003
 SINK_PORT = 20004
 
@@ -26,6 +31,9 @@ def machine_seconds() -> tuple[float, float]:
     fields = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
     total = sum(fields) / _TICKS
     return total - (fields[3] + fields[4]) / _TICKS, total
+
+
+CERTIFICATES = Path("build/bench/certs")
 
 
 class BenchError(Exception):

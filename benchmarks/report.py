@@ -13,9 +13,10 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.measure import Sample
+from benchmarks.memory import MemorySample
+from benchmarks.memory_report import MemoryRow
+from benchmarks.processes import BASELINE
 from benchmarks.workloads import WORKLOADS, Workload
-
-BASELINE = "envoy"
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,21 @@ class Row:
     idle_rss_mb: float
     p50_ms: float
     p99_ms: float
+    latency_ratios: tuple[float, float] | None
+    """p50 and p99 beside the baseline's; only where the workload has a fixed rate."""
     failed: int
     """Over all alternations, so are the missing spans."""
     spans_missing: int
+
+    @property
+    def held(self) -> bool | None:
+        """Whether the workload's bar held; None where there is none, or no baseline."""
+        checks = []
+        if self.workload.bar is not None and self.ratio is not None:
+            checks.append(self.ratio <= self.workload.bar)
+        if self.workload.latency_bar is not None and self.latency_ratios is not None:
+            checks.append(max(self.latency_ratios) <= self.workload.latency_bar)
+        return all(checks) if checks and self.contender != BASELINE else None
 
     @property
     def note(self) -> str:
@@ -53,27 +66,35 @@ def rows(samples: Sequence[Sample]) -> list[Row]:
     contenders = list(dict.fromkeys(sample.contender for sample in samples))
     for workload in WORKLOADS:
         chosen = [sample for sample in samples if sample.workload == workload.name]
-        base = [sum(sample.cpu_us) for sample in chosen if sample.contender == BASELINE]
+        base = [sample for sample in chosen if sample.contender == BASELINE]
         for contender in contenders:
             mine = [sample for sample in chosen if sample.contender == contender]
             if mine:
-                found.append(_row(workload, contender, mine, median(base) if base else None))
+                found.append(_row(workload, contender, mine, base))
     return found
 
 
-def _row(workload: Workload, contender: str, samples: list[Sample], base: float | None) -> Row:
+def _row(workload: Workload, contender: str, samples: list[Sample], base: list[Sample]) -> Row:
     cpu = [sum(sample.cpu_us) for sample in samples]
+    p50, p99 = median(sample.p50_ms for sample in samples), median(sample.p99_ms for sample in samples)
+    latency_ratios = None
+    if base and workload.rate:
+        latency_ratios = (
+            p50 / median(sample.p50_ms for sample in base),
+            p99 / median(sample.p99_ms for sample in base),
+        )
     return Row(
         workload=workload,
         contender=contender,
         cpu_us=median(cpu),
         cpu_range=(min(cpu), max(cpu)),
-        ratio=median(cpu) / base if base else None,
+        ratio=median(cpu) / median(sum(sample.cpu_us) for sample in base) if base else None,
         rate=median(sample.rate for sample in samples),
         rss_mb=median(max(sample.rss_mb) for sample in samples),
         idle_rss_mb=median(max(sample.idle_rss_mb) for sample in samples),
-        p50_ms=median(sample.p50_ms for sample in samples),
-        p99_ms=median(sample.p99_ms for sample in samples),
+        p50_ms=p50,
+        p99_ms=p99,
+        latency_ratios=latency_ratios,
         failed=sum(sample.failed for sample in samples),
         spans_missing=sum(sample.spans_missing for sample in samples),
     )
@@ -99,7 +120,11 @@ def _line(row: Row) -> str:
     ratio = f"{row.ratio:.2f}" if row.ratio is not None else ""
     spread = f"({low:.1f}-{high:.1f})"
     latency = f"  p50 {row.p50_ms:.2f} ms, p99 {row.p99_ms:.2f} ms" if row.workload.rate else ""
-    note = f"  {row.note}" if row.note else ""
+    if row.latency_ratios is not None and row.contender != BASELINE:
+        latency += " (ratios {:.2f}, {:.2f})".format(*row.latency_ratios)
+    bar = row.workload.bar if row.workload.bar is not None else row.workload.latency_bar
+    verdict = "" if row.held is None else f"  bar {bar:.1f} {'held' if row.held else 'MISSED'}"
+    note = verdict + (f"  {row.note}" if row.note else "")
     return (
         f"  {row.contender:12}{row.cpu_us / scale:>16.1f}{spread:>20}{ratio:>8}{row.rate:>12.0f}"
         f"{row.rss_mb:>9.1f}{row.idle_rss_mb:>7.1f}{latency}{note}"
@@ -135,13 +160,32 @@ def _output(command: str) -> str:
     return " ".join(ended.stdout.split())
 
 
-def write_json(path: Path, facts: dict[str, str], samples: Sequence[Sample], found: Sequence[Row]) -> None:
+def write_json(
+    path: Path,
+    facts: dict[str, str],
+    samples: Sequence[Sample],
+    found: Sequence[Row],
+    memory: Sequence[MemorySample],
+    memory_found: Sequence[MemoryRow],
+) -> None:
     """Facts, medians and every single sample."""
     medians = [
-        {**asdict(row), "workload": row.workload.name, "note": row.note, "cpu_range": list(row.cpu_range)}
+        {
+            **asdict(row),
+            "workload": row.workload.name,
+            "bar": row.workload.bar or row.workload.latency_bar,
+            "held": row.held,
+            "note": row.note,
+        }
         for row in found
     ]
-    content = {"machine": facts, "medians": medians, "samples": [asdict(sample) for sample in samples]}
+    content = {
+        "machine": facts,
+        "medians": medians,
+        "memory": [{**asdict(row), "held": row.held} for row in memory_found],
+        "samples": [asdict(sample) for sample in samples],
+        "memory_samples": [asdict(sample) for sample in memory],
+    }
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 

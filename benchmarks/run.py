@@ -13,9 +13,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.certificates import make_certificates
-from benchmarks.measure import Rig, Sample, run_contender
+from benchmarks.measure import Rig, Sample, memory_of, run_contender
+from benchmarks.memory import MemorySample
+from benchmarks.memory_report import memory_rows, memory_table
 from benchmarks.processes import (
     APPLICATION_PORT,
+    CERTIFICATES,
     SINK_PORT,
     BenchError,
     Contender,
@@ -24,9 +27,11 @@ from benchmarks.processes import (
     wait_until,
 )
 from benchmarks.report import machine_facts, rows, table, write_chart, write_json
-from benchmarks.workloads import DEFAULT, WORKLOADS, Workload, make_files
+from benchmarks.workloads import WORKLOADS, Workload, make_files
 
 FOLDER = Path("build/bench")
+MEMORY = "memory"
+"""What `--workload` calls the memory of sidecars and connections."""
 QUIET = 0.05
 """Share of the machine that strangers may have before figures are doubted."""
 
@@ -37,9 +42,10 @@ def main() -> int:
         tools = find_tools()
         contenders = find_contenders(options.contenders)
         workloads = [workload for workload in WORKLOADS if workload.name in options.workloads]
-        make_certificates(FOLDER / "certs")
+        with_memory = MEMORY in options.workloads
+        make_certificates(CERTIFICATES)
         make_files(FOLDER)
-        samples = alternate(contenders, workloads, options.alternations, tools)
+        samples, memory = alternate(contenders, workloads, with_memory, options.alternations, tools)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
@@ -48,26 +54,32 @@ def main() -> int:
     versions |= {one.name: f"{one.command[0]} --version" for one in contenders if one.name == "envoy"}
     facts = machine_facts(versions)
     print("\n" + "\n".join(f"{name}: {value}" for name, value in facts.items()))
+    memory_found = memory_rows(memory, samples)
     print(table(found))
-    write_json(FOLDER / "results.json", facts, samples, found)
+    if memory_found:
+        print(memory_table(memory_found))
+    print(verdict([row.held for row in (*found, *memory_found)]))
+    write_json(FOLDER / "results.json", facts, samples, found, memory, memory_found)
     if warning := busy_warning(samples):
         print(f"\n{warning}")
     print(f"\n{FOLDER}/results.json", end="")
     try:
-        write_chart(FOLDER / "results.png", found)
-        print(f" {FOLDER}/results.png")
+        if found:
+            write_chart(FOLDER / "results.png", found)
+            print(f" {FOLDER}/results.png")
     except ImportError:
         print("  (no chart: `pip install matplotlib` draws one)")
     return 1 if any(row.note for row in found) else 0
 
 
 def parse_arguments() -> argparse.Namespace:
-    names = [workload.name for workload in WORKLOADS]
+    names = [*(workload.name for workload in WORKLOADS), MEMORY]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.split("\n")[0])
     parser.add_argument("-n", "--alternations", type=int, default=5, help="of the contenders (default 5)")
     parser.add_argument("--quick", action="store_true", help="3 alternations")
-    parser.add_argument("--all", action="store_true", help="all workloads, not only " + " and ".join(DEFAULT))
-    parser.add_argument("-w", "--workload", action="append", choices=names, help="this one (repeatable)")
+    parser.add_argument(
+        "-w", "--workload", action="append", choices=names, help="this one (repeatable); default all"
+    )
     parser.add_argument(
         "-c", "--contender", action="append", choices=["envoy", "pilotfish", "pilotfish-h2"],
         help="this one (repeatable); default envoy and pilotfish",
@@ -75,7 +87,7 @@ def parse_arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.quick:
         options.alternations = 3
-    options.workloads = names if options.all else options.workload or DEFAULT
+    options.workloads = options.workload or names
     options.contenders = options.contender or ["envoy", "pilotfish"]
     return options
 
@@ -115,8 +127,12 @@ def find_contenders(names: list[str]) -> list[Contender]:
 
 
 def alternate(
-    contenders: list[Contender], workloads: list[Workload], alternations: int, tools: dict[str, str]
-) -> list[Sample]:
+    contenders: list[Contender],
+    workloads: list[Workload],
+    with_memory: bool,
+    alternations: int,
+    tools: dict[str, str],
+) -> tuple[list[Sample], list[MemorySample]]:
     """Every contender in turn, `alternations` times, with the same application and trace sink."""
     application = [
         tools["nghttpd"],
@@ -131,6 +147,7 @@ def alternate(
     application += ["-w", "20", "-W", "22", str(APPLICATION_PORT)]
     sink = [sys.executable, "-m", "benchmarks.sink", str(SINK_PORT)]
     samples: list[Sample] = []
+    memory: list[MemorySample] = []
     with ExitStack() as stack:
         server = stack.enter_context(Process("nghttpd", application, FOLDER / "nghttpd.log"))
         collector = stack.enter_context(Process("trace sink", sink, FOLDER / "sink.log"))
@@ -141,7 +158,15 @@ def alternate(
                 for sample in run_contender(contender, workloads, rig, turn):
                     samples.append(sample)
                     print(progress(sample, turn, alternations), flush=True)
-    return samples
+                if with_memory:
+                    memory.append(memory_of(contender, rig))
+                    print(f"{turn}/{alternations} {memory[-1]}", flush=True)
+    return samples, memory
+
+
+def verdict(held: list[bool | None]) -> str:
+    bars = [one for one in held if one is not None]
+    return f"\n{sum(bars)} of {len(bars)} bars held" if bars else ""
 
 
 def busy_warning(samples: list[Sample]) -> str:

@@ -11,7 +11,7 @@ BASE = "http://127.0.0.1:20001"
 
 @dataclass(frozen=True)
 class Workload:
-    """One kind of load, made by h2load. Exactly one of `requests` and `rate`."""
+    """One kind of load, made by h2load or client.py. Exactly one of `requests` and `rate`."""
 
     name: str
     title: str
@@ -32,28 +32,41 @@ class Workload:
     unique_paths: bool = False
     megabytes: float = 0.0
     """Body size, for figures by the megabyte."""
+    client: str = ""
+    """Kind of load that `client.py` makes; empty: h2load makes it."""
+    inbound_only: bool = False
+    """The load goes straight to the inbound proxy, and only its CPU counts."""
+    bar: float | None = None
+    """Highest ratio of CPU to the baseline's that is accepted."""
+    latency_bar: float | None = None
+    """The same for p50 and for p99."""
 
 
 WORKLOADS = (
-    Workload("h2-8x16", "HTTP/2, 8 x 16 streams, 128 B", requests=60_000),
-    Workload("h2-8x1", "HTTP/2, 8 x 1 stream, 128 B", requests=20_000, streams=1),
-    Workload("h2-8x16-1k", "HTTP/2, 8 x 16 streams, 1 KB", requests=60_000, path="/1k"),
-    Workload("h1-16", "HTTP/1.1, 16 connections, 1 KB", requests=30_000, path="/1k", http1=True,
-             connections=16, streams=1),
-    Workload("post-10k", "POST 10 KB, 8 x 16 streams", requests=20_000, post="10k"),
+    Workload("h2-8x16", "HTTP/2, 8 x 16 streams, 128 B", requests=40_000, bar=0.8),
+    Workload("h2-8x16-1k", "HTTP/2, 8 x 16 streams, 1 KB", requests=40_000, path="/1k", bar=0.8),
+    Workload("h2-8x1", "HTTP/2, 8 x 1 stream, 128 B", requests=20_000, streams=1, bar=1.0),
+    Workload("h1-16", "HTTP/1.1, 16 connections, 1 KB", requests=20_000, path="/1k", http1=True,
+             connections=16, streams=1, bar=0.8),
+    Workload("post-10k", "POST 10 KB, 8 x 16 streams", requests=15_000, post="10k", bar=1.0),
     Workload("download-1m", "download of 1 MB, 8 x 1 stream", requests=400, streams=1, path="/1m",
-             megabytes=1.0),
-    Workload("upload-1m", "upload of 1 MB, 8 x 1 stream", requests=400, streams=1, post="1m", megabytes=1.0),
-    Workload("traced", "every request traced, 8 x 16 streams, 128 B", requests=40_000, traced=True),
-    Workload("unique-paths", "no path twice, 1 x 128 streams, 128 B", requests=40_000, connections=1,
-             streams=128, unique_paths=True),
-    Workload("latency-1000", "1,000 requests a second, 4 connections, 1 KB", rate=1000, connections=4,
-             path="/1k"),
+             megabytes=1.0, bar=1.4),
+    Workload("upload-1m", "upload of 1 MB, 8 x 1 stream", requests=400, streams=1, post="1m", megabytes=1.0,
+             bar=1.4),
+    Workload("traced", "every request traced, 8 x 16 streams, 128 B", requests=30_000, traced=True, bar=0.7),
+    Workload("unique-paths", "no path twice, 1 x 128 streams, 128 B", requests=30_000, connections=1,
+             streams=128, unique_paths=True, bar=1.2),
+    Workload("bearer-800", "no path twice and a token of 800 bytes, never the same, 8 x 16 streams",
+             requests=12_000, client="unique", bar=1.4),
+    Workload("new-plain", "a new plain HTTP/1.1 connection for each request, 16 at a time, 1 KB",
+             requests=8_000, client="new-plain", bar=1.1),
+    Workload("new-mtls", "a new mTLS connection for each request, 8 at a time, 1 KB; inbound alone",
+             requests=2_000, client="new-mtls", inbound_only=True, bar=1.7),
+    Workload("latency-1000", "1,000 requests a second, 4 connections, 1 KB", rate=1000, seconds=8,
+             connections=4, path="/1k", latency_bar=1.0),
 )  # fmt: skip
 
-DEFAULT = ("h2-8x16", "h2-8x1")
-
-_SIZES = {"128": 128, "1k": 1024, "10k": 10_240, "1m": 1_048_576}
+_SIZES = {"128": 128, "1k": 1024, "10k": 10_240, "200k": 204_800, "1m": 1_048_576}
 
 
 def make_files(folder: Path) -> None:
