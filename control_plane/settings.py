@@ -128,10 +128,10 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--tracing-sampling", type=float, metavar="PERCENT", help="of new traces; default: no tracing")
     add("--tracing-cluster", default="", help="static cluster of the sidecars that takes OTLP")
     add("--no-access-log", action="store_true", help="sidecars write no access log")
-    add("--injector", type=_address, default="", metavar="HOST:PORT", help="webhook; default: no injection")
+    add("--injector", type=_address, metavar="HOST:PORT", help="webhook; default: no injection")
     add("--sidecar-image", default="", help="of injected sidecars")
-    add("--sidecar-control-plane", type=_address, default="", metavar="HOST:PORT", help="what they call")
-    add("--sidecar-otlp", type=_address, default="", metavar="HOST:PORT", help="where they send spans")
+    add("--sidecar-control-plane", type=_address, metavar="HOST:PORT", help="what they call")
+    add("--sidecar-otlp", type=_address, metavar="HOST:PORT", help="where they send spans")
     return parser
 
 
@@ -173,10 +173,10 @@ def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settin
         tracing_sampling=given.tracing_sampling,
         tracing_cluster=given.tracing_cluster,
         access_log=not given.no_access_log,
-        injector=given.injector,
+        injector=given.injector or "",
         sidecar_image=given.sidecar_image,
-        sidecar_control_plane=given.sidecar_control_plane,
-        sidecar_otlp=given.sidecar_otlp,
+        sidecar_control_plane=given.sidecar_control_plane or "",
+        sidecar_otlp=given.sidecar_otlp or "",
     )
 
 

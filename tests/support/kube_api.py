@@ -35,6 +35,8 @@ PLURALS = {
     "HTTPRoute": "httproutes",
     "GRPCRoute": "grpcroutes",
     "ReferenceGrant": "referencegrants",
+    "ConfigMap": "configmaps",
+    "MutatingWebhookConfiguration": "mutatingwebhookconfigurations",
 }
 TOKEN = "control-plane-token"
 
@@ -272,6 +274,10 @@ class KubeApi:
         if request.method == "GET":
             return web.json_response(known)
         body = await request.json()
+        kind = request.headers["Content-Type"]
+        if request.method == "PATCH" and kind in _PATCHES:
+            self._store(key, _PATCHES[kind](known, body), "MODIFIED")
+            return web.json_response(self.objects[key])
         asked = body["metadata"].get("resourceVersion")
         if asked is not None and asked != known["metadata"]["resourceVersion"]:
             return _status(409, "Conflict", "the object has been modified")
@@ -305,6 +311,36 @@ class KubeApi:
     async def _notify(self) -> None:
         async with self._news:
             self._news.notify_all()
+
+
+def _merge_patch(known: Object, patch: Object) -> Object:
+    """RFC 7386, without removals."""
+    return known | {
+        key: _merge_patch(known.get(key) or {}, value) if isinstance(value, dict) else value
+        for key, value in patch.items()
+    }
+
+
+def _json_patch(known: Object, patch: list[Object]) -> Object:
+    """RFC 6902: `test` and `add` of members."""
+    result = copy.deepcopy(known)
+    for operation in patch:
+        *path, last = operation["path"].strip("/").split("/")
+        at: Any = result
+        for step in path:
+            at = at[int(step)] if isinstance(at, list) else at[step]
+        if operation["op"] == "test":
+            assert at[last] == operation["value"]
+        else:
+            assert operation["op"] == "add"
+            at[last] = operation["value"]
+    return result
+
+
+_PATCHES: dict[str, Callable[[Object, Any], Object]] = {
+    "application/merge-patch+json": _merge_patch,
+    "application/json-patch+json": _json_patch,
+}
 
 
 async def _send(response: web.StreamResponse, kind: str, item: Object) -> None:

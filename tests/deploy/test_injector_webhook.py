@@ -1,0 +1,225 @@
+"""The webhook over TLS, as the API server calls it, and what is published so that it trusts it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import ssl
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from control_plane.ca import root
+from control_plane.ca.authority import CertificateAuthority
+from control_plane.injector.publish import publish_ca_bundle, publish_root
+from control_plane.injector.service import Injector, webhook_names
+from control_plane.injector.sidecar_container import InjectionSettings
+from control_plane.kube.access import from_kubeconfig
+from control_plane.kube.client import KubeClient
+from tests.support.kube_api import KubeApi
+
+NAMESPACE = "pilotfish-system"
+NAME = "pilotfish-injector.pilotfish-system.svc"
+POD = {"metadata": {"generateName": "users-"}, "spec": {"containers": [{"name": "app", "image": "x"}]}}
+CONFIGURATION = {
+    "apiVersion": "admissionregistration.k8s.io/v1",
+    "kind": "MutatingWebhookConfiguration",
+    "metadata": {"name": "pilotfish-injector", "namespace": ""},
+    "webhooks": [{"name": "inject.mesh.pilotfish.dev", "clientConfig": {"service": {"name": "x"}}}],
+}
+
+
+class Clock:
+    """Moved by the test."""
+
+    def __init__(self) -> None:
+        self.now = datetime.now(UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+def review(pod: object = POD, **more: Any) -> dict[str, Any]:
+    request = {"uid": "705ab4f5", "namespace": "shop", "operation": "CREATE", "object": pod, **more}
+    return {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}
+
+
+class Rig:
+    """An injector on a port, an API server, and the trust between them."""
+
+    def __init__(self, injector: Injector, authority: CertificateAuthority, client: KubeClient) -> None:
+        self.injector = injector
+        self.authority = authority
+        self.client = client
+        self.port = 0
+
+    async def ask(self, body: object, name: str = NAME) -> tuple[int, Any]:
+        context = ssl.create_default_context(cadata=self.authority.root_pem)
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(
+                f"https://127.0.0.1:{self.port}/inject", json=body, ssl=context, server_hostname=name
+            ) as response,
+        ):
+            text = await response.text()
+            return response.status, json.loads(text) if response.status == 200 else text
+
+
+def run(tmp_path: Path, test: Callable[[Rig, KubeApi, Clock], Awaitable[None]]) -> None:
+    async def main() -> None:
+        clock = Clock()
+        authority = root.self_made(tmp_path / "ca", "cluster.local", timedelta(hours=24), clock)
+        async with KubeApi(tmp_path) as api:
+            client = KubeClient(from_kubeconfig(api.kubeconfig()))
+            injector = Injector(client, NAMESPACE, authority, InjectionSettings(image="sidecar:1"), clock)
+            rig = Rig(injector, authority, client)
+            rig.port = await injector.start("127.0.0.1", 0)
+            try:
+                await test(rig, api, clock)
+            finally:
+                await injector.close()
+                await client.close()
+
+    asyncio.run(main())
+
+
+def test_a_pod_gets_a_patch_with_the_mesh_s_root(tmp_path: Path) -> None:
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        status, answer = await rig.ask(review())
+        assert status == 200
+        assert (answer["apiVersion"], answer["kind"]) == ("admission.k8s.io/v1", "AdmissionReview")
+        response = answer["response"]
+        assert (response["uid"], response["allowed"], response["patchType"]) == (
+            "705ab4f5",
+            True,
+            "JSONPatch",
+        )
+        patch = {item["path"]: item["value"] for item in json.loads(base64.b64decode(response["patch"]))}
+        environment = {item["name"]: item.get("value") for item in patch["/spec/initContainers"][0]["env"]}
+        assert environment["PILOTFISH_ROOT_PEM"] == rig.authority.root_pem
+
+    run(tmp_path, test)
+
+
+def test_a_pod_that_wants_none_is_allowed_without_a_patch(tmp_path: Path) -> None:
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        pod = {**POD, "metadata": {"annotations": {"mesh.pilotfish.dev/inject": "disabled"}}}
+        assert (await rig.ask(review(pod)))[1]["response"] == {"uid": "705ab4f5", "allowed": True}
+
+    run(tmp_path, test)
+
+
+def test_a_mistake_in_an_annotation_is_told_to_its_author(tmp_path: Path) -> None:
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        pod = {**POD, "metadata": {"annotations": {"mesh.pilotfish.dev/proxy-cpu": "many"}}}
+        response = (await rig.ask(review(pod)))[1]["response"]
+        assert response["allowed"] is False
+        assert response["status"]["message"].startswith("pilotfish: mesh.pilotfish.dev/proxy-cpu is 'many'")
+
+    run(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [],
+        {},
+        {"request": None},
+        {"request": {"uid": "1"}},
+        {**review(), "apiVersion": "admission.k8s.io/v1beta1"},
+        review({"kind": "Deployment"}),
+    ],
+)
+def test_what_is_no_review_of_a_pod_is_a_bad_request(tmp_path: Path, body: object) -> None:
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        status, text = await rig.ask(body)
+        assert status == 400
+        assert text.startswith("not an AdmissionReview v1 of a Pod")
+
+    run(tmp_path, test)
+
+
+def test_the_certificate_is_for_the_service_alone(tmp_path: Path) -> None:
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            await rig.ask(review(), "kubernetes.default.svc")
+
+    assert webhook_names(NAMESPACE)[0] == NAME
+    run(tmp_path, test)
+
+
+def test_new_connections_see_a_new_certificate_at_half_of_its_life(tmp_path: Path) -> None:
+    async def serial(port: int) -> str:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+        der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        writer.close()
+        await writer.wait_closed()
+        return bytes(der).hex()
+
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        tls = rig.injector.webhook.tls
+        before = await serial(rig.port)
+        clock.now += timedelta(hours=11)
+        assert not tls.renew_if_due()
+        assert await serial(rig.port) == before
+        clock.now += timedelta(hours=2)
+        assert tls.renew_if_due()
+        assert await serial(rig.port) != before
+
+    run(tmp_path, test)
+
+
+def test_the_ca_bundle_is_written_once_and_again_when_somebody_removed_it(tmp_path: Path) -> None:
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        api.put(CONFIGURATION)
+        assert await publish_ca_bundle(rig.client, rig.authority.root_pem)
+        assert not await publish_ca_bundle(rig.client, rig.authority.root_pem)
+        written = api.get("MutatingWebhookConfiguration", "pilotfish-injector", "")
+        bundle = written["webhooks"][0]["clientConfig"]["caBundle"]
+        assert base64.b64decode(bundle).decode() == rig.authority.root_pem
+        assert written["webhooks"][0]["clientConfig"]["service"] == {"name": "x"}
+        api.put(CONFIGURATION)
+        assert await publish_ca_bundle(rig.client, rig.authority.root_pem)
+
+    run(tmp_path, test)
+
+
+def test_a_cluster_without_the_webhook_s_configuration_is_no_error(tmp_path: Path) -> None:
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        assert not await publish_ca_bundle(rig.client, rig.authority.root_pem)
+
+    run(tmp_path, test)
+
+
+def test_the_root_is_published_and_put_right(tmp_path: Path) -> None:
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        assert await publish_root(rig.client, NAMESPACE, "OLD")
+        assert not await publish_root(rig.client, NAMESPACE, "OLD")
+        assert await publish_root(rig.client, NAMESPACE, "NEW")
+        assert api.get("ConfigMap", "pilotfish-root", NAMESPACE)["data"] == {"root.pem": "NEW"}
+
+    run(tmp_path, test)
+
+
+def test_publishing_goes_on_when_the_api_server_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        monkeypatch.setattr("control_plane.injector.publish.RETRY", 0.01)
+        api.put(CONFIGURATION)
+        api.answer(503, path="configmaps/pilotfish-root", times=2)
+        stop = asyncio.Event()
+        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+            group.create_task(rig.injector.run(stop))
+            while ("configmaps", NAMESPACE, "pilotfish-root") not in api.objects:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            stop.set()
+
+    run(tmp_path, test)

@@ -1,0 +1,253 @@
+"""The manifests: they parse, they are valid, they fit together, and they claim no more than they need."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from control_plane.cluster import Cluster
+from control_plane.injector.service import SERVICE, webhook_names
+from control_plane.injector.webhook import PATH
+from control_plane.leader import NAME as LEASE
+from control_plane.settings import parse_arguments
+from control_plane.sources.kubernetes import ClusterState
+from mesh_api.names import STATUS_PORT, XDS_PORT
+from sidecar.telemetry.metrics import Metrics
+from tests.support.manifests import (
+    GATEWAY_API,
+    KUSTOMIZATIONS,
+    ROOT,
+    VERSIONS,
+    build,
+    can_build,
+    check_gateway_schema,
+    check_schema,
+    documents,
+    kustomization_files,
+    manifest_files,
+    one,
+    pod_specs,
+)
+
+BASE = ROOT / "deploy/k8s/base"
+MONITORING = ROOT / "deploy/k8s/components/monitoring"
+
+needs_kustomize = pytest.mark.skipif(not can_build(), reason="needs kubectl or kustomize")
+needs_gateway_api = pytest.mark.skipif(
+    not GATEWAY_API.is_dir(), reason=f"Gateway API's definitions are not at {GATEWAY_API}"
+)
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def base_objects(name: str) -> list[dict[str, Any]]:
+    return documents((BASE / name).read_text())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("path", manifest_files(), ids=relative)
+def test_every_manifest_is_valid(path: Path, version: str) -> None:
+    found = documents(path.read_text())
+    assert found
+    for item in found:
+        check_schema(item, version)
+
+
+@needs_gateway_api
+@pytest.mark.parametrize("path", manifest_files(), ids=relative)
+def test_every_route_is_valid(path: Path) -> None:
+    for item in documents(path.read_text()):
+        if "gateway.networking.k8s.io" in item["apiVersion"]:
+            check_gateway_schema(item)
+
+
+@pytest.mark.parametrize("path", kustomization_files(), ids=relative)
+def test_every_kustomization_names_what_is_there(path: Path) -> None:
+    kustomization = yaml.safe_load(path.read_text())
+    generated = [name for made in kustomization.get("configMapGenerator") or [] for name in made["files"]]
+    patches = [patch["path"] for patch in kustomization.get("patches") or [] if "path" in patch]
+    for name in (*kustomization.get("resources", []), *generated, *patches):
+        assert (path.parent / name).exists(), name
+    for name in (*kustomization.get("components", []),):
+        component = yaml.safe_load((path.parent / name / "kustomization.yaml").read_text())
+        assert component["kind"] == "Component"
+
+
+@pytest.mark.parametrize("folder", ["deploy/k8s/base", "deploy/k8s/components/tracing"])
+def test_every_file_of_a_kustomization_is_named(folder: str) -> None:
+    kustomization = yaml.safe_load((ROOT / folder / "kustomization.yaml").read_text())
+    there = {path.name for path in (ROOT / folder).iterdir()} - {"kustomization.yaml"}
+    assert set(kustomization["resources"]) == there
+
+
+@needs_kustomize
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_every_kustomization_builds_valid_objects(kustomization: str, version: str) -> None:
+    for item in build(kustomization):
+        check_schema(item, version)
+
+
+@needs_kustomize
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_every_image_has_a_version(kustomization: str) -> None:
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    for item in build(kustomization):
+        for spec in pod_specs(item):
+            for container in (*spec["containers"], *spec.get("initContainers", ())):
+                name, _, tag = container["image"].rpartition(":")
+                assert name, container["image"]
+                assert tag == version[1] or not name.startswith("pilotfish"), container["image"]
+
+
+@needs_kustomize
+@pytest.mark.parametrize("kustomization", [name for name in KUSTOMIZATIONS if name != "examples/shop"])
+def test_the_injector_is_told_the_image_that_the_setting_names(kustomization: str) -> None:
+    deployment = one(build(kustomization), "Deployment", "pilotfish-control-plane")
+    spec = deployment["spec"]["template"]["spec"]
+    environment = {item["name"]: item.get("value") for item in spec["containers"][0]["env"]}
+    assert environment["SIDECAR_IMAGE"] == spec["initContainers"][0]["image"]
+    assert environment["SIDECAR_IMAGE"].startswith("pilotfish-sidecar:")
+
+
+@needs_kustomize
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_every_pod_fits_the_restricted_standard(kustomization: str) -> None:
+    for item in build(kustomization):
+        for spec in pod_specs(item):
+            context = spec["securityContext"]
+            assert context["runAsNonRoot"] is True
+            assert context["runAsUser"] > 0
+            assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+            for container in (*spec["containers"], *spec.get("initContainers", ())):
+                own = container["securityContext"]
+                assert own["allowPrivilegeEscalation"] is False
+                assert own["readOnlyRootFilesystem"] is True
+                assert own["capabilities"] == {"drop": ["ALL"]}
+                assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+                assert "memory" in container["resources"]["limits"]
+
+
+@needs_kustomize
+@pytest.mark.parametrize("kustomization", [name for name in KUSTOMIZATIONS if name != "examples/shop"])
+def test_the_control_plane_understands_its_arguments(kustomization: str) -> None:
+    deployment = one(build(kustomization), "Deployment", "pilotfish-control-plane")
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    values = {"POD_NAMESPACE": "pilotfish-system", "SIDECAR_IMAGE": "sidecar:1"}
+    arguments = [
+        re.sub(r"\$\((\w+)\)", lambda found: values[found[1]], text) for text in container["args"][1:]
+    ]
+    settings = parse_arguments(arguments)
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert settings.kubernetes
+    assert settings.listen == f"0.0.0.0:{ports['xds']}"
+    assert settings.status == f"0.0.0.0:{ports['status']}"
+    assert settings.injector == f"0.0.0.0:{ports['webhook']}"
+    assert (ports["xds"], ports["status"]) == (XDS_PORT, STATUS_PORT)
+    # The name by which sidecars call is in the certificate.
+    assert settings.sidecar_control_plane.rpartition(":")[0] in settings.server_names
+    # Who is told to send spans has somewhere to send them.
+    assert bool(settings.tracing_cluster) == bool(settings.sidecar_otlp)
+
+
+def test_services_lead_to_ports_that_exist() -> None:
+    [deployment] = base_objects("control-plane.yaml")
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    ports = {port["name"] for port in container["ports"]}
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    for service in base_objects("services.yaml"):
+        assert service["spec"]["selector"].items() <= labels.items()
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+
+
+def test_the_webhook_is_where_its_configuration_says() -> None:
+    [configuration] = base_objects("webhook.yaml")
+    [webhook] = configuration["webhooks"]
+    service = webhook["clientConfig"]["service"]
+    assert (service["name"], service["path"]) == (SERVICE, PATH)
+    assert webhook_names(service["namespace"])[0] == "pilotfish-injector.pilotfish-system.svc"
+    assert webhook["failurePolicy"] == "Ignore"
+    assert webhook["namespaceSelector"] == {"matchLabels": {"mesh.pilotfish.dev/inject": "enabled"}}
+
+
+def test_the_control_plane_may_read_what_it_watches_and_no_secrets() -> None:
+    [rules] = [item["rules"] for item in base_objects("rbac.yaml") if item["kind"] == "ClusterRole"]
+    readable = {
+        (group, resource)
+        for rule in rules
+        if {"list", "watch"} <= set(rule["verbs"])
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    for store in ClusterState(lambda: None).stores:
+        group = store.resource.versions[0].rpartition("/")[0]
+        assert (group, store.resource.plural) in readable, store.resource.kind
+    for rule in rules:
+        assert "*" not in (*rule["apiGroups"], *rule["resources"], *rule["verbs"])
+        assert not {"secrets", "configmaps"} & set(rule["resources"])
+
+
+def test_what_is_written_in_the_own_namespace_is_named() -> None:
+    [rules] = [item["rules"] for item in base_objects("rbac.yaml") if item["kind"] == "Role"]
+    named = {
+        (resource, name)
+        for rule in rules
+        for resource in rule["resources"]
+        for name in rule.get("resourceNames", ["*"])
+        if rule["verbs"] != ["create"]
+    }
+    assert named == {("secrets", "pilotfish-ca"), ("configmaps", "pilotfish-root"), ("leases", LEASE)}
+    assert Cluster.__doc__
+
+
+def known_metrics() -> set[str]:
+    process = (ROOT / "sidecar/telemetry/process.py").read_text()
+    status = (ROOT / "control_plane/status.py").read_text()
+    of_control_plane = re.findall(r'\b(?:one|add)\(\s*"([a-z_]+)"', status)
+    return {
+        *re.findall(r"^# TYPE (\S+)", Metrics().prometheus_text(), re.MULTILINE),
+        *re.findall(r'"((?:process|pilotfish)_[a-z_]+)"', process),
+        *(f"pilotfish_control_plane_{name}" for name in of_control_plane),
+        "up",
+    }
+
+
+def used_metrics(text: str) -> set[str]:
+    found = re.findall(r"\b(?:pilotfish|process)_[a-z_]+", text)
+    return {re.sub(r"_bucket$", "", name) for name in found}
+
+
+def test_alerts_ask_for_metrics_that_exist() -> None:
+    groups = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"]
+    expressions = [rule["expr"] for group in groups for rule in group["rules"]]
+    assert len(expressions) >= 8
+    used = set().union(*map(used_metrics, expressions))
+    assert len(used) >= 7
+    assert used <= known_metrics()
+
+
+def test_dashboards_ask_for_metrics_that_exist() -> None:
+    dashboard = json.loads((MONITORING / "pilotfish.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    used = set().union(*map(used_metrics, expressions))
+    assert len(used) >= 10
+    assert used <= known_metrics()
+
+
+@needs_kustomize
+def test_prometheus_finds_the_ports_that_pods_name() -> None:
+    jobs = {
+        job["job_name"]: job
+        for job in yaml.safe_load((MONITORING / "prometheus.yml").read_text())["scrape_configs"]
+    }
+    regexes = [rule.get("regex") for rule in jobs["pilotfish-sidecars"]["relabel_configs"]]
+    assert "mesh-admin" in regexes
+    assert jobs["pilotfish-control-plane"]["relabel_configs"][0]["regex"] == "pilotfish-control-plane;status"
