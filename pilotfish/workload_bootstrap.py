@@ -160,6 +160,7 @@ def _tcp(workload: Workload, upstream: TcpUpstream) -> dict[str, Any]:
         "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
         "stat_prefix": upstream.cluster,
         "cluster": upstream.cluster,
+        "idle_timeout": "0s",
         "tunneling_config": {"hostname": upstream.cluster},
     }
     return {

@@ -30,6 +30,9 @@ fast ones, so single low intervals say little."""
 SLACK = 0.015
 """Seconds over the baseline that are never called an overload: on a busy machine the scheduler alone delays
 answers that take a fraction of a millisecond by that much."""
+WAITING = 1.0
+"""Seconds: an application whose fastest answers take longer waits for events (long polls) rather than works,
+and is never limited."""
 PATIENCE = 3
 """Slow intervals in a row that make an overload; fewer are a machine that is busy for a moment."""
 ALERT_SECONDS = 30.0
@@ -115,7 +118,7 @@ class ConcurrencyLimit:
         config = self._config
         used = self._most_in_flight
         good = max(config.tolerance * self._baseline, self._baseline + SLACK)
-        gradient = min(1.0, good / fastest)
+        gradient = min(1.0, good / fastest) if self._baseline <= WAITING else 1.0
         self._slow = self._slow + 1 if gradient < 1.0 else 0
         if gradient < 1.0:
             if self._slow < PATIENCE and now >= self._alert_until:

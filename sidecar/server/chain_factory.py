@@ -61,7 +61,7 @@ class ChainFactory:
     def __call__(self, config: ListenerConfig) -> Chain:
         network = config.filter_chains[0].network
         if isinstance(network, TcpProxyConfig):
-            proxy = TcpProxy(network, self._clusters, self._random, self._now, None)
+            proxy = TcpProxy(network, self._clusters, self._random, self._clock, self._now, None)
             return TcpChain(proxy, self._metrics.listener(config.name))
         return self._http(config, network)
 
@@ -83,7 +83,7 @@ class ChainFactory:
         )
         tunnel = None
         if http.on_demand:
-            tunnel = ForwardProxy(self._clusters, self._random, self._now, access_log)
+            tunnel = ForwardProxy(self._clusters, self._random, self._clock, self._now, access_log)
         stats = self._metrics.listener(config.name)
         return HttpChain(context, stats, self._make_h2, tunnel)
 

@@ -15,7 +15,7 @@ from random import Random
 from mesh_api.names import OPAQUE_PORTS
 from sidecar.config.matcher import CompiledRoutes
 from sidecar.config.resources import TcpProxyConfig
-from sidecar.http.context import ClusterSource
+from sidecar.http.context import Clock, ClusterSource
 from sidecar.net.connection import Connection
 from sidecar.protocol.events import RequestHead, ResponseHead, Stream
 from sidecar.protocol.h1 import H1ServerCodec
@@ -34,10 +34,15 @@ class ForwardProxy:
     """Takes CONNECT requests on HTTP/1.1 connections over."""
 
     def __init__(
-        self, clusters: ClusterSource, random: Random, now: Callable[[], float], access_log: AccessLog | None
+        self,
+        clusters: ClusterSource,
+        random: Random,
+        clock: Clock,
+        now: Callable[[], float],
+        access_log: AccessLog | None,
     ) -> None:
-        config = TcpProxyConfig("forward_proxy", (), tunneling=True)
-        self._proxy = TcpProxy(config, clusters, random, now, access_log)
+        config = TcpProxyConfig("forward_proxy", (), idle_timeout=0.0, tunneling=True)
+        self._proxy = TcpProxy(config, clusters, random, clock, now, access_log)
 
     def __call__(self, chain: HttpChain, conn: Connection, stream: Stream, head: RequestHead) -> bool:
         if head.protocol or not isinstance(conn.codec, H1ServerCodec):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from random import Random
 
 from sidecar.config.resources import TcpProxyConfig
-from sidecar.http.context import ClusterSource
+from sidecar.http.context import Clock, ClusterSource
 from sidecar.net.connection import PeerInfo
 from sidecar.protocol.events import ErrorCode, Field, RequestHead, Reset, ResponseHead, Stream
 from sidecar.telemetry.access_log import AccessLog, AccessRecord
@@ -27,12 +27,15 @@ class TcpProxy:
         config: TcpProxyConfig,
         clusters: ClusterSource,
         random: Random,
+        clock: Clock,
         now: Callable[[], float],
         access_log: AccessLog | None,
     ) -> None:
         self.config = config
         self.clusters = clusters
         self.now = now
+        self._clock = clock
+        self._sweeping = False
         self.access_log = access_log
         self._random = random
         self.sessions: set[TcpSession] = set()
@@ -43,7 +46,18 @@ class TcpProxy:
         session = TcpSession(self, stream, remote, authority)
         stream.handler = session
         self.sessions.add(session)
+        if self.config.idle_timeout and not self._sweeping:
+            self._sweeping = True
+            self._clock.call_later(self.config.idle_timeout / 2, self._sweep)
         return session
+
+    def _sweep(self) -> None:
+        """Twice in an idle period, while there are sessions: what did not move between three looks is idle."""
+        self._sweeping = bool(self.sessions)
+        if self._sweeping:
+            self._clock.call_later(self.config.idle_timeout / 2, self._sweep)
+        for session in list(self.sessions):
+            session.look_for_idleness(self.config.idle_timeout)
 
     def pick_cluster(self) -> str:
         """One of the configured clusters, by weight."""
@@ -80,6 +94,20 @@ class TcpSession:
         self.started = proxy.now()
         self.bytes_in = 0
         self.bytes_out = 0
+        self._idle_mark = -1
+        self._idle_looks = 0
+
+    def look_for_idleness(self, limit: float) -> None:
+        """Cut the session when nothing has moved since the last two looks, `limit / 2` seconds apart."""
+        moved = self.bytes_in + self.bytes_out
+        if moved != self._idle_mark:
+            self._idle_mark, self._idle_looks = moved, 0
+            return
+        self._idle_looks += 1
+        if self._idle_looks >= 2:
+            if self.upstream is not None:
+                self.upstream.cancel()
+            self.fail("SI", f"nothing was sent or received for {limit:g} s (idle_timeout)")
 
     def connect(self, cluster_name: str) -> None:
         """Join the stream with one to this cluster."""

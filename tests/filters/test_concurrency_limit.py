@@ -198,3 +198,12 @@ def test_answers_that_say_nothing_are_not_measured() -> None:
         limit.release(1.0, None)
     assert limit.in_flight == 0
     assert limit.limit == AdaptiveConcurrency().max_limit
+
+
+def test_an_application_that_waits_for_events_is_never_limited() -> None:
+    limit = fresh()
+    start = 0.0
+    for sleep in (5.0, 30.0, 8.0, 60.0):
+        outcome = run(limit, Application(10_000, sleep), 10, 300, start=start)
+        assert outcome.refused == 0
+        start += 300

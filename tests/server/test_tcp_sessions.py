@@ -14,6 +14,7 @@ from sidecar.net.peer import PeerInfo
 from sidecar.protocol.events import ErrorCode, Reset
 from sidecar.protocol.raw import RawCodec
 from sidecar.server.tcp_proxy import TcpProxy, TcpSession, TcpUpstream
+from tests.support.virtual_clock import VirtualClock
 
 
 class Endpoint:
@@ -53,10 +54,11 @@ class Cluster:
 class Rig:
     def __init__(self) -> None:
         self.now = 100.0
+        self.clock = VirtualClock()
         self.cluster = Cluster()
         clusters: Any = {"db": self.cluster}
-        config = TcpProxyConfig("tcp", (WeightedCluster("db", 1),))
-        self.proxy = TcpProxy(config, clusters, Random(1), lambda: self.now, None)
+        config = TcpProxyConfig("tcp", (WeightedCluster("db", 1),), idle_timeout=60.0)
+        self.proxy = TcpProxy(config, clusters, Random(1), self.clock, lambda: self.now, None)
         self.downstream = RawCodec(None)
         self.upstream = RawCodec(None)
         self.session: TcpSession = self.proxy.accept(self.downstream.stream, ("127.0.0.1", 1))
@@ -102,3 +104,25 @@ def test_an_abandoned_session_is_counted_out_and_dials_no_longer(rig: Rig) -> No
     assert rig.cluster.finished == [(None, False)]
     assert rig.cluster.endpoint.waiter is None
     assert rig.proxy.sessions == set()
+
+
+def test_a_session_on_which_nothing_moves_for_the_idle_timeout_is_cut(rig: Rig) -> None:
+    rig.establish()
+    rig.clock.advance(91)
+    assert rig.session.done
+    assert rig.downstream.should_close
+    assert rig.upstream.should_close
+
+
+def test_a_session_that_moves_a_byte_now_and_then_is_not_idle(rig: Rig) -> None:
+    rig.establish()
+    for _ in range(10):
+        rig.clock.advance(29)
+        rig.downstream.receive(b"x")
+    assert not rig.session.done
+
+
+def test_the_look_for_idle_sessions_ends_with_the_last_session(rig: Rig) -> None:
+    rig.session.on_reset(Reset(ErrorCode.CANCEL, "gone"))
+    rig.clock.advance(120)
+    assert rig.clock.pending == 0
