@@ -52,7 +52,7 @@ class TcpProxy:
         return session
 
     def _sweep(self) -> None:
-        """Twice in an idle period, while there are sessions: what did not move between three looks is idle."""
+        """Twice in an idle period, while there are sessions: what has not moved in three looks is idle."""
         self._sweeping = bool(self.sessions)
         if self._sweeping:
             self._clock.call_later(self.config.idle_timeout / 2, self._sweep)

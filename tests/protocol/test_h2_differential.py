@@ -161,6 +161,8 @@ def known_difference(octets: bytes, accepted: bool) -> bool:
         if frame.type == f.WINDOW_UPDATE and accepted and frame.payload == bytes(4):
             return True  # of 0 on a stream that has ended: nothing to reset
     rest = octets[sum(9 + len(x.payload) for x in frames) :]
+    if accepted and len(rest) >= 9:
+        return True  # the package judges a frame by its first nine octets, ours when all of it has come
     # a frame that is too large is refused before all of it has come
     return not accepted and len(rest) >= 9 and int.from_bytes(rest[:3], "big") > 16384
 
