@@ -1,8 +1,8 @@
 """The admin port: a small HTTP/1 server for the answers of `admin_pages.py`.
 
 `app.py` starts it first and stops it last. It shares the data plane's codec and connections, and
-nothing that a request of the mesh could occupy: it must answer whatever the load. Who reaches the port
-controls the sidecar.
+nothing that a request of the mesh could occupy: it must answer whatever the load. Everybody who reaches
+the port may read; only who is on the same host, or in the same pod, controls the sidecar.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from ipaddress import ip_address
 
 from sidecar.admin_pages import AdminPages, AdminResponse, AdminSources
 from sidecar.net.connection import Connection
@@ -108,8 +109,13 @@ class _AdminConnection:
         self.last_used = self._loop.time()
         method = head.method.decode("latin-1")
         origin = head.get(b"origin") is not None
-        response = self._pages.respond(method, head.path.decode("latin-1"), origin)
+        response = self._pages.respond(method, head.path.decode("latin-1"), origin, self._foreign())
         _Answer(self._loop, stream, response).start(head_only=method == "HEAD")
+
+    def _foreign(self) -> bool:
+        """Whether the client is elsewhere: who is here comes from loopback or from the address it calls."""
+        peer = self.driver.peer
+        return peer.remote[0] != peer.local[0] and not ip_address(peer.remote[0]).is_loopback
 
     def on_ready(self) -> None:
         """Client side only."""

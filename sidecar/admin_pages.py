@@ -74,8 +74,9 @@ class AdminPages:
             "/quitquitquit": ("Drain, then exit", self._quit),
         }
 
-    def respond(self, method: str, target: str, origin: bool) -> AdminResponse:
-        """`target` is the request target, its query is ignored. `origin`: the request has an Origin field."""
+    def respond(self, method: str, target: str, origin: bool, foreign: bool = False) -> AdminResponse:
+        """`target` is the request target, its query is ignored. `origin`: the request has an Origin field.
+        `foreign`: it comes from another host or pod."""
         path = target.partition("?")[0]
         known = self._gets.get(path) or self._posts.get(path)
         if known is None:
@@ -86,6 +87,9 @@ class AdminPages:
         if origin and path in self._posts:
             # Browsers send Origin with every POST: no web page may drain a sidecar behind a user's back.
             return _text(403, "refused: the request comes from a web page")
+        if foreign and path in self._posts:
+            # The port is open to the whole cluster, for probes and metrics.
+            return _text(403, f"refused: {path} is for this host alone")
         try:
             return known[1]()
         except Exception as error:

@@ -107,6 +107,15 @@ def test_a_web_page_can_drain_nothing() -> None:
     assert sidecar.called == []
 
 
+@pytest.mark.parametrize("path", ["/drain", "/quitquitquit"])
+def test_another_pod_can_drain_nothing_but_may_look(path: str) -> None:
+    sidecar = Sidecar()
+    pages = AdminPages(sidecar.sources())
+    assert pages.respond("POST", path, False, foreign=True).status == 403
+    assert pages.respond("GET", "/live", False, foreign=True).status == 200
+    assert sidecar.called == []
+
+
 def test_a_source_that_fails_is_a_500_that_says_so(caplog: pytest.LogCaptureFixture) -> None:
     status, text = ask("GET", "/certs")
     assert status == 500

@@ -9,7 +9,7 @@ COPY control_plane control_plane
 COPY pilotfish pilotfish
 RUN python -m venv --without-pip /opt/pilotfish \
  && pip --python /opt/pilotfish/bin/python install --no-cache-dir --disable-pip-version-check '.[sidecar]'
-# xds-protos brings grpcio along, which the sidecar never imports: a fifth of the image.
+# xds-protos brings grpcio along, which the sidecar never imports: a fifth of what is installed.
 RUN pip --python /opt/pilotfish/bin/python uninstall --yes --disable-pip-version-check grpcio
 
 FROM ${PYTHON}
