@@ -91,16 +91,18 @@ class Plane:
             text = line.decode().rstrip()
             if found := re.search(r"xds_port=(\d+) status=http://127.0.0.1:(\d+)", text):
                 self.port, self.status_port = int(found[1]), int(found[2])
-            if "Traceback" in text or "cluster read" in text or "ERROR" in text:
+            if not re.search("xds_port|certificate signed|pushed|stream", text):
                 print(f"  {text}")
 
-    async def ready(self) -> None:
+    async def ready(self, process: asyncio.subprocess.Process) -> None:
         async with aiohttp.ClientSession() as client:
             while True:
                 if self.status_port:
                     async with client.get(f"http://127.0.0.1:{self.status_port}/ready") as response:
                         if response.status == 200:
                             return
+                if process.returncode is not None:
+                    raise RuntimeError(f"the control plane ended with status {process.returncode}")
                 await asyncio.sleep(0.02)
 
     def memory(self) -> tuple[float, float]:
@@ -191,7 +193,7 @@ async def measure(services: int, pods: int, endpoints: int) -> None:
             process = await plane.run(api.kubeconfig())
             async with asyncio.TaskGroup() as group:
                 group.create_task(plane.follow(process))
-                await plane.ready()
+                await plane.ready(process)
                 print(f"ready after                   {time.perf_counter() - began:6.2f} s")
                 client = Client(api, plane.port)
                 await client.subscribe(services)

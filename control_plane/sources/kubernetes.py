@@ -27,13 +27,14 @@ from control_plane.model.service import Endpoint, EndpointSlice
 from control_plane.sources import kube_objects as kinds
 from control_plane.sources.fields import path_text
 from control_plane.sources.kube_objects import PodFacts, SliceFacts
-from control_plane.sources.references import check_services
+from control_plane.sources.references import Finding, check_services
 from control_plane.sources.route_admission import Admission, RouteVerdict, admit
 
 QUIET = 0.02
 """Seconds from a change to a new mesh, so that changes that come together are one."""
 SHARE = 4.0
-"""Making a mesh takes at most one part in this many plus one of the time, however fast changes come."""
+"""The pause after making a mesh, in units of the time that it took: a change after a quiet time is served
+at once, and a storm of them takes a fifth of the time at most."""
 
 _log = logging.getLogger(__name__)
 
@@ -43,17 +44,19 @@ class ClusterState:
 
     def __init__(self, on_change: Callable[[], object]) -> None:
         self._on_change = on_change
-        self.services = ResourceStore(kinds.SERVICES, self._touched)
+        self.services = ResourceStore(kinds.SERVICES, self._routing_changed)
         self.slices = ResourceStore(kinds.SLICES, self._slice_changed)
         self.pods = ResourceStore(kinds.PODS, self._pod_changed)
         self.nodes = ResourceStore(kinds.NODES, self._node_changed)
         self.accounts = ResourceStore(kinds.ACCOUNTS, self._touched)
-        self.http_routes = ResourceStore(kinds.HTTP_ROUTES, self._touched)
-        self.grpc_routes = ResourceStore(kinds.GRPC_ROUTES, self._touched)
-        self.grants = ResourceStore(kinds.GRANTS, self._touched)
+        self.http_routes = ResourceStore(kinds.HTTP_ROUTES, self._routing_changed)
+        self.grpc_routes = ResourceStore(kinds.GRPC_ROUTES, self._routing_changed)
+        self.grants = ResourceStore(kinds.GRANTS, self._routing_changed)
         self._slices_of: defaultdict[Key, set[Key]] = defaultdict(set)
         """By Pod: the slices that list it."""
         self._joined: dict[Key, tuple[EndpointSlice, ...]] = {}
+        self._admission: Admission | None = None
+        """Of the Services, grants and routes as they are now; None: they have changed."""
 
     def __repr__(self) -> str:
         return f"<ClusterState services={len(self.services.objects)} pods={len(self.pods.objects)}>"
@@ -76,26 +79,18 @@ class ClusterState:
         """Whether everything was read once."""
         return all(store.answered for store in self.stores)
 
-    def mesh(self) -> tuple[Mesh, Admission, tuple[Problem, ...]]:
-        """The mesh to serve, what became of the routes, and what is wrong with the rest."""
+    def mesh(self) -> tuple[Mesh, Admission]:
+        """The mesh to serve, and what became of the routes."""
         mesh = Mesh(
             services=MappingProxyType({item.key: item for item in self.services.objects.values()}),
             slices=tuple(self._slices()),
             grants=tuple(grant for found in self.grants.objects.values() for grant in found),
             service_accounts=frozenset(self.accounts.objects),
         )
-        findings = tuple(
-            Problem(
-                Severity.WARNING if finding.severity is Severity.ERROR else finding.severity,
-                finding.message,
-                object=str(finding.object),
-                field=path_text(finding.path),
-            )
-            for finding in check_services(mesh)
-        )
-        routes = {store.resource.kind: store.objects for store in (self.http_routes, self.grpc_routes)}
-        admission = admit(mesh, routes)
-        return replace(mesh, routes=admission.routes), admission, findings
+        if self._admission is None:
+            stores = (self.http_routes, self.grpc_routes)
+            self._admission = admit(mesh, {store.resource.kind: store.objects for store in stores})
+        return replace(mesh, routes=self._admission.routes), self._admission
 
     def problems(self) -> Iterator[Problem]:
         """Of the kinds and objects that cannot be read."""
@@ -167,6 +162,10 @@ class ClusterState:
     def _touched(self, _key: Key, _before: object, _after: object) -> None:
         self._on_change()
 
+    def _routing_changed(self, _key: Key, _before: object, _after: object) -> None:
+        self._admission = None
+        self._on_change()
+
     def _slice_changed(self, key: Key, before: SliceFacts | None, after: SliceFacts | None) -> None:
         self._joined.pop(key, None)
         if before is not None:
@@ -210,14 +209,24 @@ class KubernetesSource:
         self._on_verdicts = on_verdicts
         self._random = random or Random()
         self._dirty = asyncio.Event()
+        self._mesh: Mesh | None = None
+        """What was published last."""
+        self._checked: Mesh | None = None
         self._findings: tuple[Problem, ...] = ()
+        """Of the mesh that was checked."""
+        self._admitted: tuple[Problem, ...] = ()
 
     def __repr__(self) -> str:
         return f"<KubernetesSource {self._client!r} published={self.published} {self.state!r}>"
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        return (*self.state.problems(), *self._findings)
+        """Of the cluster as it is now. References between objects are checked when somebody asks: in a
+        large cluster that takes longer than to serve a change."""
+        if self._checked is not self._mesh and self._mesh is not None:
+            self._checked = self._mesh
+            self._findings = tuple(_warning(finding) for finding in check_services(self._mesh))
+        return (*self.state.problems(), *self._findings, *self._admitted)
 
     def _wake(self) -> None:
         self._dirty.set()
@@ -236,28 +245,33 @@ class KubernetesSource:
 
     async def _keep_publishing(self) -> None:
         clock = asyncio.get_running_loop().time
-        cost = 0.0
+        not_before = 0.0
         while True:
             await self._dirty.wait()
-            await asyncio.sleep(max(QUIET, SHARE * cost))
+            await asyncio.sleep(max(QUIET, not_before - clock()))
             self._dirty.clear()
             if self.state.whole:
                 began = clock()
                 self._refresh()
-                cost = clock() - began
+                not_before = clock() + SHARE * (clock() - began)
 
     def _refresh(self) -> None:
-        mesh, admission, findings = self.state.mesh()
-        self._findings = (*findings, *admission.problems)
+        mesh, admission = self.state.mesh()
+        self._mesh, self._admitted = mesh, admission.problems
         self.published += 1
         if self.published == 1:
             _log.info(
-                "cluster read services=%d slices=%d pods=%d routes=%d problems=%d",
+                "cluster read services=%d slices=%d pods=%d routes=%d",
                 len(mesh.services),
                 len(mesh.slices),
                 len(self.state.pods.objects),
                 len(mesh.routes),
-                len(self._findings),
             )
         self._publish(mesh)
         self._on_verdicts(admission.verdicts)
+
+
+def _warning(finding: Finding) -> Problem:
+    """What would refuse a whole folder is one object's matter in a cluster."""
+    severity = Severity.WARNING if finding.severity is Severity.ERROR else finding.severity
+    return Problem(severity, finding.message, object=str(finding.object), field=path_text(finding.path))
