@@ -42,8 +42,10 @@ Elasticsearch's transport, memcached, MongoDB."""
 
 def inbound_port(application_port: int) -> int:
     """The port where a sidecar that captures nothing listens for `application_port`: 10,000 above it
-    (below it where that would leave the range), beside the application on the same address."""
-    return application_port + 10000 if application_port <= 55535 else application_port - 10000
+    (below it where that would leave the range), beside the application on the same address. 20,000 above
+    for 5000 and 5001, where the first would be a port of the sidecar's own."""
+    port = application_port + 10000 if application_port <= 55535 else application_port - 10000
+    return port + 10000 if port in (ADMIN_PORT, OUTBOUND_PORT) else port
 
 
 def inbound_listener_name(address: str, application_port: int) -> str:
