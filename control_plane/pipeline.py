@@ -156,7 +156,9 @@ class Pipeline:
             domain = settings.trust_domain
             make = lambda: service_cluster(name, view.service, port, view.slices, dialect, domain)  # noqa: E731
         else:
-            make = lambda: load_assignment(name, port, view.slices, dialect)  # noqa: E731
+            zone = self._registry.index.zones.get(node.address, "") if view.hinted else ""
+            variant = (dialect, zone)
+            make = lambda: load_assignment(name, port, view.slices, dialect, zone)  # noqa: E731
         return self._kept(type_url, name, variant, make)
 
     def _kept(

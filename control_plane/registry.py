@@ -27,6 +27,11 @@ class ServiceView:
     """Those that name it as a parent, oldest first; of every namespace."""
 
     @property
+    def hinted(self) -> bool:
+        """Whether some replicas are meant for some zones."""
+        return any(endpoint.hints for item in self.slices for endpoint in item.endpoints)
+
+    @property
     def accounts(self) -> frozenset[str]:
         """Accounts that its replicas run as; the empty one when some are outside the mesh."""
         return frozenset(item.service_account for item in self.slices)
@@ -40,6 +45,8 @@ class MeshIndex:
     cluster_ips: Mapping[str, ServiceKey] = field(default_factory=dict)
     workloads: Mapping[str, tuple[WorkloadPort, ...]] = field(default_factory=dict)
     """By address: the application ports of workloads with a sidecar, in ascending order."""
+    zones: Mapping[str, str] = field(default_factory=dict)
+    """By address: where the workload with a sidecar runs, if that is known."""
 
     @classmethod
     def of(cls, mesh: Mesh) -> MeshIndex:
@@ -59,6 +66,13 @@ class MeshIndex:
                 address: key for key, service in mesh.services.items() for address in service.cluster_ips
             },
             workloads=_workloads(mesh),
+            zones={
+                endpoint.address: endpoint.zone
+                for item in mesh.slices
+                if item.service_account
+                for endpoint in item.endpoints
+                if endpoint.zone
+            },
         )
 
 

@@ -127,6 +127,8 @@ class Endpoint:
     serving: bool = True
     terminating: bool = False
     zone: str = ""
+    hints: tuple[str, ...] = ()
+    """Zones whose clients should prefer it, sorted; empty: nothing is said."""
 
 
 @dataclass(frozen=True, slots=True)

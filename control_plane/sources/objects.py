@@ -201,6 +201,7 @@ def _endpoint(item: Fields) -> Endpoint:
         serving=conditions.boolean("serving", ready),
         terminating=conditions.boolean("terminating", False),
         zone=item.text("zone", ""),
+        hints=tuple(sorted(zone.text("name") for zone in item.mapping("hints").mappings("forZones"))),
     )
 
 

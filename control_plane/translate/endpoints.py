@@ -23,22 +23,28 @@ from mesh_api.names import GROUP, inbound_port
 
 
 def load_assignment(
-    name: str, port: ServicePort, slices: Iterable[EndpointSlice], dialect: Dialect
+    name: str, port: ServicePort, slices: Iterable[EndpointSlice], dialect: Dialect, client_zone: str = ""
 ) -> ClusterLoadAssignment:
-    """Replicas that take traffic, by zone; those that are leaving are marked DRAINING.
+    """Replicas that take traffic, by zone; those that are leaving are marked DRAINING. Where EndpointSlices
+    hint at the client's zone, the replicas meant for it come first and all others are their reserve.
 
     Every locality has a weight, because gRPC drops one without, and no address is there twice, because
     gRPC refuses that.
     """
     with_port = [(item, found.port) for item in slices if (found := item.port(port.name)) is not None]
     meshed = any(item.service_account for item, _ in with_port)
-    zones: defaultdict[str, dict[tuple[str, int], LbEndpoint]] = defaultdict(dict)
+    hinted = _hinted([item for item, _ in with_port], client_zone)
+    zones: defaultdict[tuple[int, str], dict[tuple[str, int], LbEndpoint]] = defaultdict(dict)
+    seen: set[tuple[str, int]] = set()
     for item, number in with_port:
         if dialect is Dialect.GRPC and meshed and not item.service_account:
             continue  # gRPC has one TLS setting for a whole cluster
         for endpoint in item.endpoints:
-            if endpoint.ready or (endpoint.serving and endpoint.terminating):
-                zones[endpoint.zone].setdefault((endpoint.address, number), _endpoint(item, endpoint, number))
+            address = (endpoint.address, number)
+            if address not in seen and (endpoint.ready or (endpoint.serving and endpoint.terminating)):
+                seen.add(address)
+                priority = 1 if hinted and client_zone not in endpoint.hints else 0
+                zones[priority, endpoint.zone][address] = _endpoint(item, endpoint, number)
     return ClusterLoadAssignment(
         cluster_name=name,
         endpoints=[
@@ -46,11 +52,18 @@ def load_assignment(
                 locality=Locality(zone=zone),
                 lb_endpoints=[endpoints[address] for address in sorted(endpoints)],
                 load_balancing_weight=UInt32Value(value=len(endpoints)),
-                priority=0,
+                priority=priority,
             )
-            for zone, endpoints in sorted(zones.items())
+            for (priority, zone), endpoints in sorted(zones.items())
         ],
     )
+
+
+def _hinted(slices: Iterable[EndpointSlice], zone: str) -> bool:
+    """Whether hints count for a client in `zone`: every replica must have one and one of them name the
+    zone, as for kube-proxy (Kubernetes, Topology Aware Routing, safeguards)."""
+    ready = [e for item in slices for e in item.endpoints if e.ready and not e.terminating]
+    return bool(zone) and all(e.hints for e in ready) and any(zone in e.hints for e in ready)
 
 
 def _endpoint(item: EndpointSlice, endpoint: Endpoint, port: int) -> LbEndpoint:

@@ -523,3 +523,22 @@ def test_a_bad_service_keeps_its_last_good_version(tmp_path: Path) -> None:
             assert follower.mesh.services[USERS].ports[0].port == 80
 
     run(tmp_path, scenario)
+
+
+def test_hints_readiness_and_addresses_that_are_published_before_come_from_the_slice(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        api.put(service("users"), pod("users-a"), pod("users-b"))
+        hints = {"forZones": [{"name": "b"}, {"name": "a"}]}
+        early = {"ready": True, "serving": False, "terminating": False}  # publishNotReadyAddresses
+        listed = [
+            endpoint("10.0.0.1", "users-a", zone="a", hints=hints),
+            endpoint("10.0.0.2", "users-b", conditions=early),
+        ]
+        api.put(endpoint_slice("users-1", *listed))
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            first, second = follower.mesh.slices[0].endpoints
+            assert (first.zone, first.hints) == ("a", ("a", "b"))
+            assert (second.ready, second.serving) == (True, False)
+
+    run(tmp_path, scenario)

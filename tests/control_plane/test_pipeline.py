@@ -281,3 +281,20 @@ def test_a_resource_that_cannot_be_translated_is_a_problem_and_its_last_version_
     control.serve(*BASE[:2], endpoint_slice("users-a", "127.0.1.1", runs_as="third"), *BASE[3:])
     assert control.bodies(CLUSTER, USERS) != {USERS: good[USERS]}
     assert control.pipeline.problems == ()
+
+
+def test_clients_in_different_zones_get_the_replicas_that_are_meant_for_them() -> None:
+    def entry(address: str, zone: str) -> dict[str, Any]:
+        return {"addresses": [address], "zone": zone, "hints": {"forZones": [{"name": zone}]}}
+
+    control = Control(
+        service("users"),
+        endpoint_slice("users-a", entry("127.0.1.1", "a"), entry("127.0.1.2", "b"), runs_as="users"),
+    )
+
+    def first(address: str) -> str:
+        body = control.bodies(LOAD_ASSIGNMENT, USERS, to=node(address=address))[USERS]
+        [locality] = [part for part in ClusterLoadAssignment.FromString(body).endpoints if not part.priority]
+        return str(locality.locality.zone)
+
+    assert (first("127.0.1.1"), first("127.0.1.2")) == ("a", "b")

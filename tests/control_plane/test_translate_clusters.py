@@ -414,3 +414,63 @@ def test_the_inbound_listener_wants_mtls_and_hands_all_to_the_application() -> N
 def test_the_inbound_listener_of_an_opaque_port_takes_connect_alone() -> None:
     workload = WorkloadPort("127.0.1.1", 8080, AppProtocol.TCP, "shop", "users")
     assert inbound_listener(workload, SETTINGS) == expected_inbound()
+
+
+# --- zones and hints ---
+
+
+def hinted(address: str, zone: str, *hints: str, **conditions: bool) -> dict[str, Any]:
+    return {
+        "addresses": [address],
+        "zone": zone,
+        "hints": {"forZones": [{"name": hint} for hint in hints]},
+        "conditions": {"ready": True, **conditions},
+    }
+
+
+def priorities(client_zone: str, *entries: dict[str, Any]) -> list[tuple[int, str, list[str]]]:
+    """Priority, zone and addresses of each locality."""
+    slices = mesh(endpoint_slice("users-a", *entries, runs_as="users")).slices
+    found = load_assignment(USERS, HTTP, slices, Dialect.PILOTFISH, client_zone)
+    return [
+        (
+            locality.priority,
+            locality.locality.zone,
+            [item.endpoint.address.socket_address.address for item in locality.lb_endpoints],
+        )
+        for locality in found.endpoints
+    ]
+
+
+A, B, C = hinted("10.0.0.1", "a", "a"), hinted("10.0.0.2", "b", "b"), hinted("10.0.0.3", "b", "a")
+
+
+def test_replicas_meant_for_the_clients_zone_come_first_and_the_others_are_their_reserve() -> None:
+    assert priorities("a", A, B, C) == [
+        (0, "a", ["10.0.0.1"]),
+        (0, "b", ["10.0.0.3"]),
+        (1, "b", ["10.0.0.2"]),
+    ]
+    assert priorities("b", A, B, C) == [
+        (0, "b", ["10.0.0.2"]),
+        (1, "a", ["10.0.0.1"]),
+        (1, "b", ["10.0.0.3"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("client_zone", "more"),
+    [
+        ("", []),
+        ("elsewhere", []),
+        ("a", [{"addresses": ["10.0.0.9"], "zone": "c"}]),
+    ],
+    ids=["unknown zone", "zone without replicas", "a replica without a hint"],
+)
+def test_otherwise_hints_do_not_count(client_zone: str, more: list[dict[str, Any]]) -> None:
+    assert {priority for priority, _, _ in priorities(client_zone, A, B, *more)} == {0}
+
+
+def test_a_replica_that_leaves_does_not_keep_its_zone_from_the_others() -> None:
+    leaving = hinted("10.0.0.1", "a", "a", ready=False, serving=True, terminating=True)
+    assert {priority for priority, _, _ in priorities("a", leaving, B)} == {0}
