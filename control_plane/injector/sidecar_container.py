@@ -24,6 +24,16 @@ _START_SECONDS = 300
 _BEFORE_KILL = 5
 """Seconds between the end of draining and the end of the pod's grace period."""
 
+_OWN_MEMORY = 96
+_LEAST_BUFFER = 16
+"""MiB, both: of a sidecar without traffic, and for buffers in any case."""
+_BYTES = {
+    **{unit: 1000.0**power for power, unit in enumerate(("n", "u", "m"), -3)},
+    **{unit: 1000.0**power for power, unit in enumerate("kMGTPE", 1)},
+    **{f"{unit}i": 1024.0**power for power, unit in enumerate("KMGTPE", 1)},
+}
+"""By suffix of a quantity."""
+
 
 @dataclass(frozen=True, slots=True)
 class InjectionSettings:
@@ -61,6 +71,7 @@ class Annotations:
 def sidecar_container(settings: InjectionSettings, pod: Annotations, grace_period: int) -> dict[str, Any]:
     """`grace_period`: the pod's, in seconds; draining has to end before it."""
     drain_seconds = max(1, grace_period - _BEFORE_KILL)
+    memory_limit = pod.memory or settings.memory_limit
     hooks: dict[str, Any] = {
         "preStop": {"exec": {"command": ["pilotfish", "drain", "--deadline", str(drain_seconds)]}}
     }
@@ -73,6 +84,8 @@ def sidecar_container(settings: InjectionSettings, pod: Annotations, grace_perio
             "--from-environment",
             "--drain-deadline",
             str(drain_seconds),
+            "--buffer-limit",
+            str(buffer_mebibytes(memory_limit)),
             "--log-level",
             pod.log_level or settings.log_level,
         ],
@@ -87,7 +100,7 @@ def sidecar_container(settings: InjectionSettings, pod: Annotations, grace_perio
                 "cpu": pod.cpu or settings.cpu,
                 "memory": pod.memory or settings.memory_request,
             },
-            "limits": {"memory": pod.memory or settings.memory_limit},
+            "limits": {"memory": memory_limit},
         },
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -108,6 +121,15 @@ def sidecar_container(settings: InjectionSettings, pod: Annotations, grace_perio
         wait = ["pilotfish", "wait", "--deadline", str(_START_SECONDS)]
         hooks["postStart"] = {"exec": {"command": wait}}
     return container
+
+
+def buffer_mebibytes(memory: str) -> int:
+    """MiB of requests and responses that a sidecar with so much memory (a Kubernetes quantity) may hold."""
+    number = memory.rstrip("numkKMGTPEi")
+    unit = memory[len(number) :]
+    mebibytes = float(number) * _BYTES.get(unit, 1.0) / 2**20
+    # Half of what the process itself leaves free: buffers are copied, and Python gives memory back late.
+    return max(_LEAST_BUFFER, int(mebibytes - _OWN_MEMORY) // 2)
 
 
 def _environment(settings: InjectionSettings, pod: Annotations) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 
 from control_plane.injector.patch import InjectionError, inject, json_patch
-from control_plane.injector.sidecar_container import InjectionSettings
+from control_plane.injector.sidecar_container import InjectionSettings, buffer_mebibytes
 
 VERSIONS = ("1.30", "1.34", "1.37")
 SETTINGS = InjectionSettings(image="sidecar:1", root_pem="PEM", otlp="jaeger.tracing:4318")
@@ -123,6 +123,16 @@ def test_annotations_tune_the_sidecar() -> None:
     }
     assert tuned["args"][-2:] == ["--log-level", "debug"]
     assert env(tuned)["PILOTFISH_TRACE_SAMPLING"] == "0.5"
+
+
+@pytest.mark.parametrize(
+    ("memory", "buffers"),
+    [("384Mi", 144), ("1Gi", 464), ("500M", 190), ("128Mi", 16), ("1e9", 428), ("64Mi", 16), ("2E2", 16)],
+)
+def test_a_sidecar_buffers_less_than_it_has_memory(memory: str, buffers: int) -> None:
+    assert buffer_mebibytes(memory) == buffers
+    args = sidecar({f"{MESH}/proxy-memory": memory})["args"]
+    assert args[args.index("--buffer-limit") + 1] == str(buffers)
 
 
 @pytest.mark.parametrize(
