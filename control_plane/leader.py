@@ -132,16 +132,20 @@ async def elect(
     """Takes part until cancelled, then gives the Lease back. `on_change` is told when we begin and end to
     lead."""
     loop = asyncio.get_running_loop()
-    leading = False
+    leading, failed = False, ""
     try:
         while True:
             # A write that hangs must not keep us leading past the deadline.
             try:
                 async with asyncio.timeout(RENEW_DEADLINE / 2):
                     await _once(client, namespace, election, loop.time)
+                failed = ""
             except (KubeError, TimeoutError) as error:
-                election.on_failed(isinstance(error, KubeError) and error.status == 409)
-                log.log(logging.DEBUG if election.must_look else logging.INFO, "leader election: %s", error)
+                conflict = isinstance(error, KubeError) and error.status == 409
+                election.on_failed(conflict)
+                if not conflict and failed != str(error):
+                    failed = str(error)
+                    log.warning("leader election: %s", failed or "no answer in time")
             if election.leads(loop.time()) != leading:
                 leading = not leading
                 log.info("leader election: %s %s", election.identity, "leads" if leading else "leads no more")

@@ -99,7 +99,7 @@ class KubeClient:
             async with self._send("GET", path, params, None, {}, REQUEST_TIMEOUT) as response:
                 if response.status != 200:
                     await _json(response)
-                text = await response.text("utf-8")
+                text = await response.text("utf-8", errors="replace")
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise self._unreachable(error) from error
         try:

@@ -511,6 +511,49 @@ def test_a_parent_that_does_not_exist_is_left_out(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
+def test_two_routes_for_the_same_requests_both_serve_and_the_younger_is_warned_about(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        rule = {"backendRefs": [backend("users")]}
+        api.put(route("a", rule, created="2026-02-01T00:00:00Z"))
+        api.put(route("b", rule, created="2026-01-01T00:00:00Z"))
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            assert len(follower.mesh.routes) == 2
+            assert verdict(follower, "a") == verdict(follower, "b") == ACCEPTED
+            [problem] = follower.source.problems
+            assert (problem.severity, problem.object) == (Severity.WARNING, "HTTPRoute shop/a")
+
+    run(tmp_path, scenario)
+
+
+def test_of_two_kinds_of_route_at_one_port_the_grpc_one_is_accepted(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        rule = {"backendRefs": [backend("users")]}
+        api.put(route("h", rule), route("g", rule, kind="GRPCRoute"))
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            assert [str(served) for served in follower.mesh.routes] == ["GRPCRoute shop/g"]
+            assert verdict(follower, "h")["Accepted"] == (False, "Conflicted")
+            assert verdict(follower, "g") == ACCEPTED
+
+    run(tmp_path, scenario)
+
+
+def test_a_route_for_a_gateway_alone_is_none_of_our_business(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        api.put(route("r", {"backendRefs": [backend("users")]}, to=[{"name": "gateway"}]))
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            assert follower.mesh.routes == ()
+            assert follower.verdicts[0].parents == ()
+            assert {p.severity for p in follower.source.problems} == {Severity.NOTE}
+
+    run(tmp_path, scenario)
+
+
 def test_a_bad_service_keeps_its_last_good_version(tmp_path: Path) -> None:
     async def scenario(api: KubeApi) -> None:
         users(api, "users-a")
