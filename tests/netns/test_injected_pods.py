@@ -1,0 +1,162 @@
+"""Two injected pods in network namespaces of their own: as the webhook made them, with plain curl.
+
+Control plane, webhook and API server are real processes and real HTTP; nothing stands in for the sidecars.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import shutil
+import ssl
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.support.kube_api import KubeApi, endpoint, pod
+from tests.support.kubernetes import account, endpoint_slice, service
+from tests.support.manifests import ROOT
+from tests.support.pod_network import GATEWAY, PodNetwork, pod_network
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+    pytest.mark.skipif(
+        not (shutil.which("ip") and shutil.which("curl")), reason="needs ip (iproute2) and curl"
+    ),
+]
+INJECTOR = "pilotfish-injector.pilotfish-system.svc"
+CONFIGURATION = {
+    "kind": "MutatingWebhookConfiguration",
+    "metadata": {"name": "pilotfish-injector", "namespace": ""},
+    "webhooks": [{"name": "inject.mesh.pilotfish.dev", "clientConfig": {}}],
+}
+
+
+@asynccontextmanager
+async def process(*command: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    started = await asyncio.create_subprocess_exec(
+        *command, env={**os.environ, **environment}, cwd=ROOT, stdout=-3, stderr=-3
+    )
+    try:
+        yield started
+    finally:
+        if started.returncode is None:
+            started.terminate()
+        async with asyncio.timeout(15):
+            await started.wait()
+
+
+async def output(*command: str, **environment: str) -> tuple[int, str]:
+    started = await asyncio.create_subprocess_exec(
+        *command, env={**os.environ, **environment}, cwd=ROOT, stdout=-1, stderr=-2
+    )
+    async with asyncio.timeout(30):
+        text, _ = await started.communicate()
+    return started.returncode or 0, text.decode()
+
+
+async def injected(api: KubeApi, port: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """The sidecar's container and the application's variables, as the API server gets them."""
+    async with asyncio.timeout(20):
+        while ("configmaps", "pilotfish-system", "pilotfish-root") not in api.objects:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    root = api.get("ConfigMap", "pilotfish-root", "pilotfish-system")["data"]["root.pem"]
+    request = {"uid": "1", "namespace": "shop", "object": {"spec": {"containers": [{"name": "app"}]}}}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            f"https://{GATEWAY}:{port}/inject",
+            json={"apiVersion": "admission.k8s.io/v1", "request": request},
+            ssl=ssl.create_default_context(cadata=root),
+            server_hostname=INJECTOR,
+        ) as response,
+    ):
+        answer = await response.json()
+    patch = {
+        item["path"]: item["value"] for item in json.loads(base64.b64decode(answer["response"]["patch"]))
+    }
+    application = {item["name"]: item["value"] for item in patch["/spec/containers"][0]["env"]}
+    return patch["/spec/initContainers"][0], application
+
+
+def variables(container: dict[str, Any], name: str, address: str, token: Path) -> dict[str, str]:
+    """What the kubelet would make of the container's `env`."""
+    given = {item["name"]: item["value"] for item in container["env"] if "value" in item}
+    fields = {
+        "POD_NAME": f"{name}-1",
+        "POD_NAMESPACE": "shop",
+        "POD_IP": address,
+        "POD_SERVICE_ACCOUNT": name,
+        "PILOTFISH_TOKEN_FILE": str(token),
+    }
+    return given | fields
+
+
+async def start(
+    stack: AsyncExitStack, api: KubeApi, network: PodNetwork, directory: Path
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Control plane, both sidecars and the application; returns the variables of application and sidecar."""
+    users = network.pods["users"]
+    api.put(CONFIGURATION, account("users"), account("shopper"), service("users"))
+    api.put(pod("users-1", "users"), pod("shopper-1", "shopper"))
+    api.put(endpoint_slice("users-abc", endpoint(users, "users-1")))
+    command = [sys.executable, "-m", "pilotfish", "control-plane", "--kubeconfig", str(api.kubeconfig())]
+    command += ["--namespace", "pilotfish-system", "--server-name", GATEWAY]
+    command += ["--listen", f"{GATEWAY}:15010", "--status", f"{GATEWAY}:15014"]
+    command += ["--injector", f"{GATEWAY}:15017", "--sidecar-image", "x:1"]
+    await stack.enter_async_context(process(*command, "--sidecar-control-plane", f"{GATEWAY}:15010"))
+    container, application = await injected(api, 15017)
+    for name, address in network.pods.items():
+        token = directory / f"{name}.token"
+        token.write_text(f"token of {name}")
+        user = {"username": f"system:serviceaccount:shop:{name}"}
+        api.tokens[token.read_text()] = {"authenticated": True, "audiences": ["mesh-ca"], "user": user}
+        sidecar = network.inside(name, sys.executable, "-m", "pilotfish", *container["args"])
+        environment = variables(container, name, address, token)
+        await stack.enter_async_context(process(*sidecar, **environment))
+    server = network.inside("users", sys.executable, "examples/shop/apps/users.py")
+    await stack.enter_async_context(process(*server, ADDRESS="0.0.0.0", PORT="8080"))
+    for name, address in network.pods.items():
+        waiting = network.inside(name, sys.executable, "-m", "pilotfish", "wait", "--deadline", "20")
+        assert await output(*waiting, POD_IP=address) == (0, "")
+    return application, {"POD_IP": users}
+
+
+async def curl(network: PodNetwork, environment: dict[str, str], *arguments: str) -> str:
+    """In the shopper's pod, as its application would call."""
+    command = ["curl", "-sS", "--max-time", "10", *arguments]
+    return (await output(*network.inside("shopper", *command), **environment))[1]
+
+
+def test_pods_that_the_webhook_made_talk_over_mutual_tls(tmp_path: Path) -> None:
+    async def main(network: PodNetwork) -> None:
+        async with KubeApi(tmp_path) as api, AsyncExitStack() as stack:
+            application, of_users = await start(stack, api, network, tmp_path)
+            users = network.pods["users"]
+            for host in ("users", "users.shop", "users.shop.svc.cluster.local"):
+                answer = json.loads(await curl(network, application, f"http://{host}/users/1"))
+                assert answer["name"] == "Ada"
+            # The other sidecar saw who called, so it was mutual TLS.
+            stats = json.loads(await curl(network, {}, f"http://{users}:15000/stats"))
+            inbound = [route for route in stats["routes"] if route["direction"] == "inbound"]
+            assert [route["peer"] for route in inbound] == ["spiffe://cluster.local/ns/shop/sa/shopper"]
+            # Another pod can look, and neither drain the sidecar nor send with its identity.
+            status = ["-o", "/dev/null", "-w", "%{http_code}"]
+            assert await curl(network, {}, *status, "-X", "POST", f"http://{users}:15000/drain") == "403"
+            refused = await curl(network, {}, *status, "-x", f"http://{users}:15001", "http://users/users/1")
+            assert "onnect" in refused
+            assert refused.endswith("000")
+            # The end, as the kubelet begins it.
+            drain = network.inside("users", sys.executable, "-m", "pilotfish", "drain", "--deadline", "10")
+            assert await output(*drain, **of_users) == (0, "")
+
+    with pod_network("users", "shopper") as network:
+        asyncio.run(main(network))
