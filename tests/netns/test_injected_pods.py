@@ -38,12 +38,14 @@ CONFIGURATION = {
     "metadata": {"name": "pilotfish-injector", "namespace": ""},
     "webhooks": [{"name": "inject.mesh.pilotfish.dev", "clientConfig": {}}],
 }
+OWN = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+"""A proxy of this machine is none of a pod's."""
 
 
 @asynccontextmanager
 async def process(*command: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
     started = await asyncio.create_subprocess_exec(
-        *command, env={**os.environ, **environment}, cwd=ROOT, stdout=-3, stderr=-3
+        *command, env={**OWN, **environment}, cwd=ROOT, stdout=-3, stderr=-3
     )
     try:
         yield started
@@ -56,7 +58,7 @@ async def process(*command: str, **environment: str) -> AsyncIterator[asyncio.su
 
 async def output(*command: str, **environment: str) -> tuple[int, str]:
     started = await asyncio.create_subprocess_exec(
-        *command, env={**os.environ, **environment}, cwd=ROOT, stdout=-1, stderr=-2
+        *command, env={**OWN, **environment}, cwd=ROOT, stdout=-1, stderr=-2
     )
     async with asyncio.timeout(30):
         text, _ = await started.communicate()
