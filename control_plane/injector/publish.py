@@ -17,8 +17,8 @@ from control_plane.kube.client import KubeClient, KubeError, Object
 
 WEBHOOK_CONFIGURATION = "pilotfish-injector"
 """Name of the MutatingWebhookConfiguration of `deploy/k8s`."""
-INTERVAL = 60.0
-"""Seconds between two looks: somebody may have applied the manifests anew."""
+INTERVAL = 15.0
+"""Seconds between two looks: the manifests are applied after we started, or anew."""
 RETRY = 5.0
 
 _WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
@@ -93,7 +93,7 @@ async def publish_ca_bundle(client: KubeClient, root_pem: str) -> bool:
         configuration = await client.request("GET", path)
     except KubeError as error:
         if error.status == 404:
-            log.info("there is no MutatingWebhookConfiguration %s: no pod is injected", WEBHOOK_CONFIGURATION)
+            log.debug("there is no MutatingWebhookConfiguration %s: no pod is injected", WEBHOOK_CONFIGURATION)
             return False
         raise
     bundle = base64.b64encode(root_pem.encode()).decode()
