@@ -93,7 +93,7 @@ async def publish_ca_bundle(client: KubeClient, root_pem: str) -> bool:
         configuration = await client.request("GET", path)
     except KubeError as error:
         if error.status == 404:
-            log.debug("there is no MutatingWebhookConfiguration %s: no pod is injected", WEBHOOK_CONFIGURATION)
+            log.debug("no MutatingWebhookConfiguration %s: no pod is injected", WEBHOOK_CONFIGURATION)
             return False
         raise
     bundle = base64.b64encode(root_pem.encode()).decode()
