@@ -45,16 +45,30 @@ _REQUESTS_A_TURN = 32
 """Pipelined requests that are answered before other connections get their turn."""
 
 
+def _remember(heads: dict[bytes, ParsedRequest], key: bytes, parsed: ParsedRequest) -> None:
+    if len(heads) >= MAX_CACHED_HEADS:
+        heads.clear()
+    heads[key] = parsed
+
+
 class H1ServerCodec(H1Connection):
     """One connection from a client. `available` and `open_stream` are for the other side."""
 
-    __slots__ = ("_begun", "_behind", "_eof", "_heads", "leave")
+    __slots__ = ("_begun", "_behind", "_eof", "_heads", "_shared_heads", "leave")
 
     _stream: H1ServerStream | None
 
-    def __init__(self, handler: ConnectionHandler, options: H1Options) -> None:
+    def __init__(
+        self,
+        handler: ConnectionHandler,
+        options: H1Options,
+        shared_heads: dict[bytes, ParsedRequest] | None = None,
+    ) -> None:
+        """`shared_heads`: those of other connections with equal options whose heads mean the same, down to
+        what is kept in their memos. A client that connects for every request is then known again."""
         super().__init__(handler, options)
         self._heads: dict[bytes, ParsedRequest] = {}
+        self._shared_heads = {} if shared_heads is None else shared_heads
         self._eof = False
         self._begun = 0
         """Requests so far."""
@@ -222,16 +236,20 @@ class H1ServerCodec(H1Connection):
         if raw.startswith(b"\r\n"):  # RFC 9112 section 2.2: one empty line before a request is ignored.
             raw = raw[2:]
         key, fresh = cut_fresh(raw)
-        if fresh and raw.count(b"\n") - 2 <= self.options.max_header_count:
+        if raw.count(b"\n") - 2 <= self.options.max_header_count:
             known = self._heads.get(key)
+            if known is None:
+                known = self._shared_heads.get(key)
+                if known is not None:
+                    _remember(self._heads, key, known)
             if known is not None:
-                return known.with_fresh(fresh)
+                return known.with_fresh(fresh) if fresh else known
         parsed = parse_request(raw, self.options)
         # Otherwise `Connection` has dropped one, or a line was not found: then the rest is no template.
         if parsed.head.fresh == fresh and len(key) <= MAX_CACHED_HEAD:
-            if len(self._heads) >= MAX_CACHED_HEADS:
-                self._heads.clear()
-            self._heads[key] = parsed
+            known = parsed.with_fresh(()) if fresh else parsed
+            _remember(self._heads, key, known)
+            _remember(self._shared_heads, key, known)
         return parsed
 
     def check_partial_head(self, start: int) -> None:

@@ -13,6 +13,7 @@ from sidecar.http.context import Downstream, HttpContext
 from sidecar.net.connection import Connection
 from sidecar.protocol.events import Codec, ConnectionHandler, Field, RequestHead, Stream
 from sidecar.protocol.h1 import H1Options, H1ServerCodec
+from sidecar.protocol.h1_wire import ParsedRequest
 from sidecar.protocol.h2 import H2Options
 from sidecar.protocol.raw import RawCodec
 from sidecar.protocol.sniff import Protocol
@@ -22,6 +23,8 @@ from sidecar.server.tcp_proxy import TcpProxy
 from sidecar.telemetry.metrics import ListenerStats
 
 H2_ALPN = ("h2", MESH_ALPN)
+_MAX_H1_ADDRESSES = 16
+"""Addresses of this listener whose heads are remembered; captured traffic may have very many."""
 
 
 class MakeH2(Interface):
@@ -93,6 +96,7 @@ class HttpChain:
         self._tunnel = tunnel
         self.managers: set[ConnectionManager] = set()
         self._undecided: set[Connection] = set()
+        self._h1: dict[tuple[str, int], tuple[H1Options, dict[bytes, ParsedRequest]]] = {}
         self._drained: bool | None = None
         """How far draining has come: None not begun, else `final` of the last `drain`."""
 
@@ -130,27 +134,38 @@ class HttpChain:
         manager = ConnectionManager(self.context, conn, downstream, stats, self.managers.discard, tunnel)
         self.managers.add(manager)
         config = self.context.config
-        header_bytes = config.max_request_headers_kb * 1024
         if http2:
             options2 = h2_options(
                 config.http2,
-                header_bytes,
+                config.max_request_headers_kb * 1024,
                 config.max_headers_count,
                 conn.peer.alpn == MESH_ALPN,
                 self.context.in_mesh,
             )
             conn.set_codec(self._make_h2(False, manager, options2))
         else:
-            options = H1Options(
-                max_header_bytes=header_bytes,
-                max_header_count=config.max_headers_count,
-                default_authority=str(SocketAddress(*conn.peer.local)).encode(),
-            )
-            conn.set_codec(H1ServerCodec(manager, options))
+            options, heads = self._h1_options(conn.peer.local)
+            # What is made of a head once depends on the caller's identity, but not on its address.
+            conn.set_codec(H1ServerCodec(manager, options, None if downstream.peer else heads))
         if self._drained is not None:
             # Accepted before the listener was replaced, or in the last moment. Not now: where the codec
             # follows another it gets the connection when this call has returned.
             self.context.clock.call_later(0.0, manager.drain, self._drained)
+
+    def _h1_options(self, local: tuple[str, int]) -> tuple[H1Options, dict[bytes, ParsedRequest]]:
+        """Options of connections to this address, and the heads that they share."""
+        known = self._h1.get(local)
+        if known is None:
+            config = self.context.config
+            options = H1Options(
+                max_header_bytes=config.max_request_headers_kb * 1024,
+                max_header_count=config.max_headers_count,
+                default_authority=str(SocketAddress(*local)).encode(),
+            )
+            if len(self._h1) >= _MAX_H1_ADDRESSES:
+                self._h1.clear()
+            known = self._h1[local] = (options, {})
+        return known
 
     def _downstream(self, conn: Connection, http2: bool) -> Downstream:
         peer = conn.peer
