@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 _SERVICE = "/envoy.service.discovery.v3.AggregatedDiscoveryService/"
 FIRST_PAUSE = 1.0
-LONGEST_PAUSE = 30.0
+LONGEST_PAUSE = 10.0
 """Seconds between streams, doubling while no response comes, with full jitter on the upper half."""
 
 

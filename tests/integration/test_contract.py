@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,12 @@ DECODERS: dict[str, Callable[[bytes, str], object]] = {
 
 
 @pytest.fixture(scope="module")
-def pipeline() -> Iterator[Pipeline]:
-    loaded = load(SHOP)
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    folder = tmp_path_factory.mktemp("shop")
+    for file in SHOP.glob("*.yaml"):
+        shutil.copy(file, folder)
+    shutil.copytree(SHOP / "laptop", folder / "laptop")
+    loaded = load(folder)
     assert loaded.problems == ()
     assert loaded.mesh is not None
     registry = Registry()
