@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import ssl
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,16 +18,14 @@ from sidecar.net.peer import PeerInfo
 RECORD = 16384
 """Most plaintext that one record holds (RFC 8446 section 5.1)."""
 
-PIECE = 8192
-"""BIOs are fed and emptied in such pieces, because each keeps a buffer of a third more than the largest
-piece that it ever held. Measured after a burst in both directions: 60 KB a connection, at 16384 82 KB; the
-price is 0.15 ms a megabyte decrypted, of 0.5, and nothing when encrypting."""
-
 HEADER = 5
 """Bytes of a record's header; the last two are the length of what follows (RFC 8446 section 5.1)."""
 
-MAX_FED = PIECE + 256
-"""The most that the incoming BIO is given: a record of PIECE bytes fits whole."""
+MAX_FED = HEADER + RECORD + 256
+"""The largest record that there may be (RFC 8446 section 5.2)."""
+
+MAX_WRITTEN = 65536
+"""What is encrypted at once, into several records, so that the BIO stays small enough for the caches."""
 
 MAX_IDLE_BYTES = 65536
 """Bytes of records without application data (KeyUpdate, session tickets, empty records) that are taken
@@ -103,18 +102,34 @@ def describe(error: ssl.SSLError) -> str:
     return _REASONS.get(reason) or reason.lower().replace("_", " ")
 
 
+_thread = threading.local()
+
+
+def _shared_bios() -> tuple[ssl.MemoryBIO, ssl.MemoryBIO]:
+    """The thread's incoming and outgoing BIO, both empty."""
+    bios: tuple[ssl.MemoryBIO, ssl.MemoryBIO] | None = getattr(_thread, "bios", None)
+    if bios is None:
+        bios = _thread.bios = (ssl.MemoryBIO(), ssl.MemoryBIO())
+    return bios
+
+
 class TlsSession:
-    """One TLS connection, sans-IO. First `handshake` until it is done, then `decrypt` and `encrypt`."""
+    """One TLS connection, sans-IO. First `handshake` until it is done, then `decrypt` and `encrypt`.
+
+    To be used in the thread that made it, whose sessions share their BIOs: those never shrink, and for
+    records of full size would cost each connection 44 KB. So every method leaves both empty: nothing but
+    whole records is fed to a session once its handshake is done, what OpenSSL does not take of an input is
+    taken back, and its output is taken at once.
+    """
 
     __slots__ = (
-        "_header",
         "_idle_bytes",
         "_incoming",
-        "_left",
         "_object",
         "_outgoing",
+        "_output",
         "_read",
-        "_record",
+        "_tail",
         "_write",
         "close_sent",
         "error",
@@ -122,17 +137,15 @@ class TlsSession:
     )
 
     def __init__(self, parameters: TlsParameters, server_side: bool) -> None:
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
+        self._incoming, self._outgoing = _shared_bios()
         hostname = None if server_side else parameters.server_hostname
         self._object = parameters.context.wrap_bio(self._incoming, self._outgoing, server_side, hostname)
         self._read = self._object.read
         self._write = self._object.write
-        self._header = b""
-        """What has come of a record's header, as long as it is not whole."""
-        self._record = 0
-        self._left = 0
-        """Size of the record that was fed last, and how much of it is still to come; -1 with `_header`."""
+        self._tail = b""
+        """What has come of a record that is not whole."""
+        self._output = b""
+        """What OpenSSL has to say and nobody has taken yet."""
         self._idle_bytes = 0
         self.peer_closed = False
         """The peer's close_notify has come: nothing more will be decrypted."""
@@ -147,88 +160,103 @@ class TlsSession:
         `decrypt`, even when it is empty. Whatever the outcome, `take_output` has bytes to send. Raises
         TlsError.
         """
-        for start in range(0, len(data) or 1, PIECE):
-            self._incoming.write(data[start : start + PIECE])
-            try:
-                self._object.do_handshake()
-            except ssl.SSLWantReadError:
-                continue
-            except ssl.SSLError as error:
-                raise TlsError(describe(error)) from error
-            # OpenSSL reads no further than it needs: what it left begins with a whole record.
-            return self._incoming.read() + data[start + PIECE :]
-        return None
+        self._incoming.write(data)
+        try:
+            self._object.do_handshake()
+        except ssl.SSLWantReadError:
+            return None  # OpenSSL keeps what it has read
+        except ssl.SSLError as error:
+            self._incoming.read()
+            raise TlsError(describe(error)) from error
+        finally:
+            self._keep_output()
+        # OpenSSL reads no further than it needs: what it left begins with a whole record.
+        return self._incoming.read()
 
     def decrypt(self, data: bytes | memoryview) -> bytes:
         """Plaintext that `data` completes; afterwards look at `peer_closed` and `error`. Never raises."""
         size = len(data)
         if self.peer_closed or self.error:
             return b""
-        if self._left or size < HEADER or size > MAX_FED or HEADER + (data[3] << 8 | data[4]) != size:
+        if self._tail or size < HEADER or size > MAX_FED or HEADER + (data[3] << 8 | data[4]) != size:
             return self._decrypt_records(data)
         self._incoming.write(data)
         try:
             plain = self._read(size)
         except ssl.SSLWantReadError:
             self._count_idle(size)
+            self._keep_output()
             return b""
         except ssl.SSLError as error:
             self._end(error)
             return b""
         if not plain:
-            self.peer_closed = True
+            self._end(None)
         elif self._idle_bytes:
             self._idle_bytes = max(0, self._idle_bytes + size - RECORD)
         return plain
 
     def _decrypt_records(self, data: bytes | memoryview) -> bytes:
         """Feed record by record, because every read that finds no whole one costs an exception."""
-        left = self._left
-        if self._header:
-            data = self._header + bytes(data)
-            self._header = b""
-            left = 0
         parts: list[bytes] = []
         view = memoryview(data)
         size = len(data)
-        incoming, read = self._incoming, self._read
+        write, read = self._incoming.write, self._read
+        tail = self._tail
         pos = 0
         while pos < size and not self.error:
-            if not left:
-                if size - pos < HEADER:
-                    self._header = bytes(data[pos:])
-                    left = -1
-                    break
-                left = self._record = HEADER + (data[pos + 3] << 8 | data[pos + 4])
-            start = pos
-            pos = min(start + left, start + MAX_FED - incoming.pending, size)
-            incoming.write(view[start:pos])
-            left -= pos - start
-            if left and incoming.pending < MAX_FED:
+            known = len(tail)
+            if known + size - pos < HEADER:
+                tail += view[pos:]
                 break
+            if known:
+                if known < HEADER:
+                    pos += HEADER - known
+                    tail += view[pos - HEADER + known : pos]
+                    known = HEADER
+                record = HEADER + (tail[3] << 8 | tail[4])
+            else:
+                record = HEADER + (data[pos + 3] << 8 | data[pos + 4])
+            start = pos
+            pos += record - known
+            if pos > size and record <= MAX_FED:
+                tail += view[start:]
+                break
+            if known:
+                write(tail)
+                tail = b""
+            write(view[start:pos])
             try:
-                plain = read(self._record)
+                plain = read(record)
             except ssl.SSLWantReadError:
-                if not left:
-                    self._count_idle(self._record)
+                self._count_idle(record)
+                self._keep_output()
                 continue
             except ssl.SSLError as error:
                 self._end(error)
                 break
             if not plain:
-                self.peer_closed = True
+                self._end(None)
                 break
             parts.append(plain)
             if self._idle_bytes:
-                self._count_idle(self._record - RECORD)
-        self._left = left
+                self._count_idle(record - RECORD)
+        self._tail = tail
         return b"".join(parts)
 
-    def _end(self, error: ssl.SSLError) -> None:
-        if isinstance(error, ssl.SSLZeroReturnError):  # close_notify after this side has sent its own
+    def _end(self, error: ssl.SSLError | None) -> None:
+        """Nothing more can be read; None and SSLZeroReturnError (after this side's own close_notify): the
+        peer says that nothing comes."""
+        if error is None or isinstance(error, ssl.SSLZeroReturnError):
             self.peer_closed = True
         else:
             self.error = describe(error)
+        self._incoming.read()
+        self._keep_output()
+
+    def _keep_output(self) -> None:
+        if self._outgoing.pending:
+            self._output += self._outgoing.read()
 
     def _count_idle(self, change: int) -> None:
         self._idle_bytes = max(0, self._idle_bytes + change)
@@ -237,40 +265,37 @@ class TlsSession:
 
     def encrypt(self, data: bytes) -> list[bytes]:
         """Records to write; `data` is not empty. Raises TlsError when the session is dead or closed by us."""
+        if self._output:
+            return [self.take_output(), *self.encrypt(data)]
         write, take = self._write, self._outgoing.read
         try:
-            if len(data) <= PIECE:
-                done = write(data)
-                if done == len(data):
-                    return [take()]
-            else:
-                done = 0
-            # Each write makes one record, which a peer may have limited to 512 bytes (RFC 6066 section 4).
-            view = memoryview(data)
-            records = [take()] if done else []
+            done = write(data if len(data) <= MAX_WRITTEN else memoryview(data)[:MAX_WRITTEN])
+            records = [take()]
             while done < len(data):
-                done += write(view[done : done + PIECE])
+                done += write(memoryview(data)[done : done + MAX_WRITTEN])
                 records.append(take())
             return records
         except ssl.SSLError as error:
+            self._keep_output()
             raise TlsError(describe(error)) from error
 
     def close_notify(self) -> bytes:
         """Records that tell the peer that no more data comes; reading goes on. b"" the second time."""
-        if self.close_sent or self.error:
-            return self._outgoing.read()
-        self.close_sent = True
-        try:
-            self._object.unwrap()
-        except ssl.SSLWantReadError:
-            pass  # sent; the peer's own has not come yet
-        except ssl.SSLError as error:
-            self.error = describe(error)
-        return self._outgoing.read()
+        if not self.close_sent and not self.error:
+            self.close_sent = True
+            try:
+                self._object.unwrap()
+            except ssl.SSLWantReadError:
+                pass  # sent; the peer's own has not come yet
+            except ssl.SSLError as error:
+                self.error = describe(error)
+            self._keep_output()
+        return self.take_output()
 
     def take_output(self) -> bytes:
         """Records to write during and after the handshake: flights and alerts."""
-        return self._outgoing.read()
+        output, self._output = self._output, b""
+        return output
 
     @property
     def alpn(self) -> str:
