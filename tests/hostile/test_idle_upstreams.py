@@ -69,7 +69,7 @@ def test_an_application_that_announces_when_it_closes(target: Target, method: st
     with EvilServer(target.host, EVIL_H1, behave) as server:
         outcomes = load(target, method, 1.0, 1.5)
         assert set(outcomes) == {200}, outcomes
-        assert server.accepted > 2  # connections were dropped and made anew
+        assert server.accepted >= 2  # connections were dropped and made anew
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -80,7 +80,7 @@ def test_an_application_that_closes_a_little_later_than_connections_are_kept(
     with EvilServer(target.host, EVIL_H1, closes_after(1.2)) as server:
         outcomes = load(target, method, 1.1, 1.5)
         assert set(outcomes) == {200}, outcomes
-        assert server.accepted > 2
+        assert server.accepted >= 2
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
