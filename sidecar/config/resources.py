@@ -418,14 +418,10 @@ class TcpProxyConfig:
 
 @dataclass(frozen=True, slots=True)
 class FilterChainConfig:
-    """Envoy `FilterChain` with one network filter. `alpn` and `tls_transport` are its match: both unset
-    matches everything."""
+    """Envoy `FilterChain` with one network filter; the only one of its listener, so it matches everything."""
 
     network: HttpConnectionManagerConfig | TcpProxyConfig
     tls: TlsConfig | None = None
-    match_transport_protocol: str = ""
-    match_application_protocols: tuple[str, ...] = ()
-    match_server_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ REFUSED: list[tuple[str, Any]] = [
     ),
     (f"{LISTENER}.listener_filters[0]", {"name": "envoy.filters.listener.original_dst"}),
     (f"{LISTENER}.filter_chains[0].filter_chain_match.destination_port", 80),
+    (f"{LISTENER}.filter_chains[0].filter_chain_match.transport_protocol", "tls"),
+    (f"{LISTENER}.filter_chains[0].filter_chain_match.server_names", ["a.example"]),
     (f"{LISTENER}.filter_chains[0].use_proxy_proto", True),
     (f"{MANAGER}.codec_type", "HTTP3"),
     (f"{MANAGER}.use_remote_address", True),
@@ -158,6 +160,16 @@ def test_an_unknown_filter_says_what_to_do() -> None:
 def test_an_optional_unknown_filter_is_without_effect() -> None:
     config = load(put(small(), f"{MANAGER}.http_filters", [{**LUA, "is_optional": True}, *_filters()]))
     assert config.without_effect == (f"{MANAGER}.http_filters[0]",)
+
+
+@pytest.mark.parametrize("field", ["filter_chains", "default_filter_chain"])
+def test_a_second_filter_chain_is_refused(field: str) -> None:
+    tree = small()
+    listener = tree["static_resources"]["listeners"][0]
+    [chain] = listener["filter_chains"]
+    listener[field] = [chain, chain] if field == "filter_chains" else chain
+    where = f"{LISTENER}.filter_chains[1]" if field == "filter_chains" else f"{LISTENER}.{field}"
+    assert errors(tree) == [f"{where}: one filter chain a listener is supported; write a listener for each"]
 
 
 def test_the_router_must_be_the_last_filter() -> None:

@@ -42,7 +42,7 @@ _CHAIN = Fields(
     "name metadata transport_socket_connect_timeout",
     "use_proxy_proto",
 )
-_CHAIN_MATCH = Fields("server_names transport_protocol application_protocols")
+_CHAIN_MATCH = Fields("", "name")
 _FILTER = Fields("name typed_config")
 _TCP_PROXY = Fields(
     "stat_prefix cluster weighted_clusters idle_timeout tunneling_config max_connect_attempts "
@@ -64,27 +64,26 @@ def listener(view: View) -> ListenerConfig:
     if not view.flag("bind_to_port", True):
         view.error("not supported; remove it", "bind_to_port")
     _listener_filters(view)
-    chains = [_filter_chain(chain) for chain in view.subs("filter_chains")]
-    if view.has("default_filter_chain"):
-        chain = view.sub("default_filter_chain")
-        if any(_matches_all(each) for each in chains):
-            chain.error("cannot be reached: a chain of filter_chains matches everything")
-        chains.append(_filter_chain(chain))
-    elif not chains:
-        view.error("required", "filter_chains")
+    chain = _only_chain(view)
     bound = address(view.sub("address"), 0, ip_only=True)
     return ListenerConfig(
         name=name or str(bound),
         address=bound,
-        filter_chains=tuple(chain for chain in chains if chain is not None),
+        filter_chains=(chain,) if chain is not None else (),
         inbound=inbound,
     )
 
 
-def _matches_all(chain: FilterChainConfig | None) -> bool:
-    return chain is not None and not (
-        chain.match_transport_protocol or chain.match_application_protocols or chain.match_server_names
-    )
+def _only_chain(view: View) -> FilterChainConfig | None:
+    chains = list(view.subs("filter_chains"))
+    if view.has("default_filter_chain"):
+        chains.append(view.sub("default_filter_chain"))
+    if not chains:
+        view.error("required", "filter_chains")
+        return None
+    for other in chains[1:]:
+        other.error("one filter chain a listener is supported; write a listener for each")
+    return _filter_chain(chains[0])
 
 
 def _api_listener(view: View) -> HttpConnectionManagerConfig | None:
@@ -108,10 +107,7 @@ def _listener_filters(view: View) -> None:
 
 def _filter_chain(view: View) -> FilterChainConfig | None:
     view.check(_CHAIN)
-    match = view.sub("filter_chain_match", _CHAIN_MATCH)
-    transport = match.text("transport_protocol")
-    if transport not in ("", "tls", "raw_buffer"):
-        match.error(f"{transport!r} is not supported; supported are tls and raw_buffer", "transport_protocol")
+    view.sub("filter_chain_match", _CHAIN_MATCH)
     tls = downstream_socket(view.sub("transport_socket")) if view.has("transport_socket") else None
     filters = list(view.subs("filters", _FILTER))
     if not filters:
@@ -125,9 +121,6 @@ def _filter_chain(view: View) -> FilterChainConfig | None:
     return FilterChainConfig(
         network=network,
         tls=tls,
-        match_transport_protocol=transport,
-        match_application_protocols=match.texts("application_protocols"),
-        match_server_names=match.texts("server_names"),
     )
 
 
