@@ -397,11 +397,8 @@ class HttpConnectionManagerConfig:
     """For a request head from its first byte, and for a connection to begin its first; Envoy has no limit."""
     max_request_headers_kb: int = 64
     max_headers_count: int = 100
-    drain_timeout: float = 5.0
     upgrades: tuple[str, ...] = ()
     """Protocols besides CONNECT that `upgrade_configs` enables, in lower case: `websocket`."""
-    connect_upgrades: bool = False
-    """`upgrade_configs` names CONNECT: requests that a `connect_matcher` route matches become TCP."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,6 @@ def test_the_inbound_listener_asks_for_a_certificate_and_passes_the_identity_on(
         ClientCert.SANITIZE_SET,
         True,
     )
-    assert manager.connect_upgrades
     assert manager.stream_idle_timeout == 0.0
     assert manager.tracing is not None
     assert (manager.tracing.random_sampling, manager.tracing.collector_cluster) == (1.0, "otlp")

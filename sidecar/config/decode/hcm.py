@@ -28,11 +28,12 @@ _HCM = Fields(
     "http_protocol_options "
     "http2_protocol_options max_request_headers_kb stream_idle_timeout request_timeout "
     "request_headers_timeout "
-    "drain_timeout access_log forward_client_cert_details set_current_client_cert_details upgrade_configs "
+    "access_log forward_client_cert_details set_current_client_cert_details upgrade_configs "
     "server_header_transformation path_with_escaped_slashes_action generate_request_id",
     # x-forwarded-for, x-request-id and `server` are passed through untouched; 100-continue is the
     # application's to answer.
-    "delayed_close_timeout access_log_flush_interval flush_access_log_on_new_request access_log_options "
+    "delayed_close_timeout drain_timeout "
+    "access_log_flush_interval flush_access_log_on_new_request access_log_options "
     "internal_address_config skip_xff_append preserve_external_request_id proxy_100_continue "
     "append_local_overload "
     "represent_ipv4_remote_address_as_ipv4_mapped_ipv6 http1_safe_max_connection_duration "
@@ -90,8 +91,6 @@ def http_connection_manager(view: View) -> HttpConnectionManagerConfig:
         request_headers_timeout=view.seconds("request_headers_timeout", standard.request_headers_timeout),
         max_request_headers_kb=view.number("max_request_headers_kb", 64, 1, 8192),
         max_headers_count=common.number("max_headers_count", standard.max_headers_count, 1),
-        drain_timeout=view.seconds("drain_timeout", standard.drain_timeout),
-        connect_upgrades="connect" in upgrades,
         upgrades=tuple(sorted(upgrades - {"connect"})),
     )
 
@@ -175,4 +174,6 @@ def _upgrades(view: View) -> set[str]:
             upgrade.error(f"{name!r} is not supported; supported are CONNECT and websocket", "upgrade_type")
         elif upgrade.flag("enabled", True):
             enabled.add(name)
+        elif name == "connect":
+            upgrade.error("not supported; leave the connect_matcher routes out instead", "enabled")
     return enabled
