@@ -207,7 +207,12 @@ def _mesh_settings(settings: Settings) -> MeshSettings:
     tracing = None
     if settings.tracing_sampling is not None:
         tracing = TracingSettings(sampling=settings.tracing_sampling, cluster=settings.tracing_cluster)
-    return MeshSettings(trust_domain=settings.trust_domain, tracing=tracing, access_log=settings.access_log)
+    return MeshSettings(
+        trust_domain=settings.trust_domain,
+        tracing=tracing,
+        access_log=settings.access_log,
+        overload_protection=settings.overload_protection,
+    )
 
 
 def issue_token(ca_dir: Path, namespace: str, service_account: str, lifetime: timedelta) -> str:

@@ -53,6 +53,8 @@ class Settings:
     tracing_cluster: str = ""
     """Static cluster of each sidecar's bootstrap that takes OTLP; empty: nothing is exported."""
     access_log: bool = True
+    overload_protection: bool = True
+    """Sidecars limit what their application is given at once (adaptive concurrency)."""
     """Whether sidecars write an access log."""
     stop_grace: timedelta = timedelta(seconds=5)
     injector: str = ""
@@ -128,6 +130,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--tracing-sampling", type=float, metavar="PERCENT", help="of new traces; default: no tracing")
     add("--tracing-cluster", default="", help="static cluster of the sidecars that takes OTLP")
     add("--no-access-log", action="store_true", help="sidecars write no access log")
+    add("--no-overload-protection", action="store_true", help="applications get all at once")
     add("--injector", type=_address, metavar="HOST:PORT", help="webhook; default: no injection")
     add("--sidecar-image", default="", help="of injected sidecars")
     add("--sidecar-control-plane", type=_address, metavar="HOST:PORT", help="what they call")
@@ -173,6 +176,7 @@ def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settin
         tracing_sampling=given.tracing_sampling,
         tracing_cluster=given.tracing_cluster,
         access_log=not given.no_access_log,
+        overload_protection=not given.no_overload_protection,
         injector=given.injector or "",
         sidecar_image=given.sidecar_image,
         sidecar_control_plane=given.sidecar_control_plane or "",

@@ -62,3 +62,4 @@ class MeshSettings:
     cluster_domain: str = CLUSTER_DOMAIN
     tracing: TracingSettings | None = None
     access_log: bool = True
+    overload_protection: bool = True

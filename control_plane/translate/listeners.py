@@ -67,7 +67,7 @@ def inbound_listener(workload: WorkloadPort, settings: MeshSettings) -> Listener
         stat_prefix=name,
         codec_type=HttpConnectionManager.HTTP2,
         route_config=_inbound_routes(name, workload),
-        http_filters=[_adaptive_concurrency(), _router()],
+        http_filters=[_adaptive_concurrency(), _router()] if settings.overload_protection else [_router()],
         http2_protocol_options=http2_options(accept_connect=True),
         forward_client_cert_details=HttpConnectionManager.SANITIZE_SET,
         set_current_client_cert_details=HttpConnectionManager.SetCurrentClientCertDetails(uri=True),

@@ -9,6 +9,9 @@ import pytest
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
 from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from envoy.config.listener.v3.listener_pb2 import Listener
+from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
+    HttpConnectionManager,
+)
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2  # noqa: F401  for ParseDict
 from google.protobuf.json_format import MessageToDict, ParseDict
 
@@ -475,3 +478,11 @@ def test_otherwise_hints_do_not_count(client_zone: str, more: list[dict[str, Any
 def test_a_replica_that_leaves_does_not_keep_its_zone_from_the_others() -> None:
     leaving = hinted("10.0.0.1", "a", "a", ready=False, serving=True, terminating=True)
     assert {priority for priority, _, _ in priorities("a", leaving, B)} == {0}
+
+
+def test_overload_protection_can_be_switched_off() -> None:
+    port = WorkloadPort("127.0.1.1", 8080, AppProtocol.HTTP, "shop", "users")
+    [chain] = inbound_listener(port, MeshSettings(overload_protection=False)).filter_chains
+    manager = HttpConnectionManager()
+    chain.filters[0].typed_config.Unpack(manager)
+    assert [each.name for each in manager.http_filters] == ["envoy.filters.http.router"]
