@@ -198,6 +198,7 @@ def write_chart(path: Path, found: Sequence[Row]) -> None:
 
     workloads = list(dict.fromkeys(row.workload for row in found))
     contenders = list(dict.fromkeys(row.contender for row in found))
+    baseline = {row.workload: row.cpu_us for row in found if row.contender == BASELINE}
     height = 0.8 / len(contenders)
     figure, axes = pyplot.subplots(figsize=(9, 1.4 + 0.75 * len(workloads)))
     for number, contender in enumerate(contenders):
@@ -206,11 +207,15 @@ def write_chart(path: Path, found: Sequence[Row]) -> None:
         shown = [mine[workload] for workload in workloads if workload in mine]
         scales = [1000 * row.workload.megabytes or 1 for row in shown]
         values = [row.cpu_us / scale for row, scale in zip(shown, scales, strict=True)]
+        units = [baseline.get(row.workload, scale) for row, scale in zip(shown, scales, strict=True)]
+        lengths = [row.cpu_us / unit for row, unit in zip(shown, units, strict=True)]
         spread = [
-            [(row.cpu_us - row.cpu_range[0]) / scale for row, scale in zip(shown, scales, strict=True)],
-            [(row.cpu_range[1] - row.cpu_us) / scale for row, scale in zip(shown, scales, strict=True)],
+            [(row.cpu_us - row.cpu_range[0]) / unit for row, unit in zip(shown, units, strict=True)],
+            [(row.cpu_range[1] - row.cpu_us) / unit for row, unit in zip(shown, units, strict=True)],
         ]
-        bars = axes.barh(at, values, height * 0.92, xerr=spread, label=contender, ecolor="#555555", capsize=2)
+        bars = axes.barh(
+            at, lengths, height * 0.92, xerr=spread, label=contender, ecolor="#555555", capsize=2
+        )
         labels = [f"{value:.1f}" + (f"  x{row.ratio:.2f}" if row.ratio and contender != BASELINE else "")
                   for value, row in zip(values, shown, strict=True)]  # fmt: skip
         axes.bar_label(bars, labels, padding=4, fontsize=8)
@@ -219,8 +224,8 @@ def write_chart(path: Path, found: Sequence[Row]) -> None:
         [workload.title for workload in workloads],
     )
     axes.invert_yaxis()
-    axes.set_xlabel("CPU of both proxies: µs a request (1 MB bodies: ms a megabyte); bars are medians")
-    axes.margins(x=0.15)
+    axes.set_xlabel(f"CPU beside {BASELINE}'s" if baseline else "CPU, µs a request")
+    axes.margins(x=0.25)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(contenders), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
