@@ -11,7 +11,6 @@ from urllib.parse import quote
 
 from sidecar.protocol.events import Field, ResponseHead
 
-GRPC_OK = 0
 GRPC_UNKNOWN = 2
 GRPC_DEADLINE_EXCEEDED = 4
 GRPC_UNIMPLEMENTED = 12

@@ -122,10 +122,6 @@ class ResponseHead:
         """First value of the field, or None."""
         return _first(self.fields, self.fresh, name)
 
-    def get_all(self, name: bytes) -> list[bytes]:
-        """All values of the field in order."""
-        return [v for n, v in self.fields if n == name] + [v for n, v in self.fresh if n == name]
-
     def __repr__(self) -> str:
         return f"<ResponseHead {self.status} fields={len(self.fields)}+{len(self.fresh)}>"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from struct import Struct
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-HEADER_LENGTH = 9
 
 DATA = 0
 HEADERS = 1
