@@ -24,6 +24,14 @@ ADMIN_PORT = 15000
 """Sidecar: admin, plain HTTP."""
 OUTBOUND_PORT = 15001
 """Sidecar: outbound listener for HTTP_PROXY, CONNECT and HTTP/2 prior knowledge."""
+INBOUND_PORT = 15006
+"""Sidecar of a captured workload: where connections to every port of the workload are redirected."""
+
+SIDECAR_USER = 15099
+"""User and group id of the sidecar: what it sends is not captured."""
+INBOUND_SOURCE = ("127.0.0.6", "::6")
+"""From these, IPv4 and IPv6, the sidecar of a captured workload calls its own application: so such
+connections are not captured again."""
 
 MESH_ALPN = "pilotfish-h2"
 """Offered before `h2` between sidecars: tells mesh TLS from an application's own on a shared port."""
