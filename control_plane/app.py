@@ -11,7 +11,7 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -71,6 +71,8 @@ class ControlPlane:
         self.port = 0
         self.status_port = 0
         self.authority = trust.authority
+        self.webhook_not_after: Callable[[], datetime | None] = lambda: None
+        """For the status page; set where there is a webhook."""
         self._configuration = configuration
         self._stopping = False
         self._authenticator = Authenticator(trust.attestor)
@@ -89,6 +91,7 @@ class ControlPlane:
                 authenticator=self._authenticator,
                 problems=configuration.problems,
                 not_ready=self._not_ready,
+                webhook_not_after=lambda: self.webhook_not_after(),
             )
         )
         self._server: Any = None
@@ -254,6 +257,7 @@ async def _serve_cluster(settings: Settings, client: KubeClient, namespace: str,
         await _serve(plane, stop)
         return
     injector = Injector(client, namespace, trust.authority, injection_settings(settings), utc_now)
+    plane.webhook_not_after = lambda: injector.webhook.tls.not_after
     try:
         await injector.start(*split_address(settings.injector))
     except OSError as error:

@@ -6,9 +6,13 @@ Plain HTTP, read-only, shows no secrets. The app starts it; everything is read l
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import socket
+import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Any
 
 from aiohttp import web
@@ -42,6 +46,8 @@ class StatusSources:
     problems: Callable[[], Sequence[Problem]]
     not_ready: Callable[[], str | None]
     """Why the control plane does not serve; None if it does."""
+    webhook_not_after: Callable[[], datetime | None] = lambda: None
+    """When the certificate of the webhook ends; None: there is no webhook."""
 
 
 class StatusServer:
@@ -91,7 +97,11 @@ class StatusServer:
 def status_of(sources: StatusSources) -> dict[str, Any]:
     """What `/status.json` shows."""
     clients = sorted(sources.discovery.clients(), key=lambda client: (client.node.id, client.connected_at))
+    issued = sources.certificates.issued
     return {
+        "version": version("pilotfish"),
+        "replica": socket.gethostname(),
+        "time": _time(datetime.now(UTC)),
         "trust_domain": sources.authority.trust_domain,
         "not_ready": sources.not_ready(),
         "problems": [
@@ -105,20 +115,30 @@ def status_of(sources: StatusSources) -> dict[str, Any]:
             }
             for problem in sources.problems()
         ],
-        "clients": [_client(client) for client in clients],
+        "clients": [
+            _client(client, issued.not_after(client.node.identity, client.peer)) for client in clients
+        ],
         "certificates": {
             "root_not_after": _time(sources.authority.not_after),
             "root_days_left": (sources.authority.not_after - datetime.now(UTC)).days,
-            "serving_not_after": None if (own := sources.serving.not_after) is None else _time(own),
+            "root_sha256": fingerprint(sources.authority.root_pem),
+            "serving_not_after": _time_or_none(sources.serving.not_after),
+            "webhook_not_after": _time_or_none(sources.webhook_not_after()),
             "signed": sources.certificates.signed,
             "refused": sources.certificates.refused,
         },
     }
 
 
-def _client(client: ClientStatus) -> dict[str, Any]:
+def fingerprint(pem: str) -> str:
+    """SHA-256 of a certificate in DER, in hexadecimal."""
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+
+
+def _client(client: ClientStatus, certificate_not_after: datetime | None) -> dict[str, Any]:
     return {
         "node": client.node.id,
+        "version": client.version,
         "cluster": client.node.cluster,
         "identity": str(client.node.identity),
         "address": client.node.address,
@@ -127,6 +147,7 @@ def _client(client: ClientStatus) -> dict[str, Any]:
         "peer": client.peer,
         "connected_at": _time(datetime.fromtimestamp(client.connected_at, UTC)),
         "in_step": client.in_step,
+        "certificate_not_after": _time_or_none(certificate_not_after),
         "types": [_subscription(subscription) for subscription in client.subscriptions],
     }
 
@@ -164,6 +185,10 @@ def _refusal(nack: NackInfo) -> dict[str, Any]:
 
 def _time(moment: datetime) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _time_or_none(moment: datetime | None) -> str | None:
+    return None if moment is None else _time(moment)
 
 
 def metrics_text(sources: StatusSources) -> str:

@@ -15,6 +15,7 @@ import grpc
 
 from control_plane.ca.attestation import AttestationError, Attestor, AttestorUnavailable
 from control_plane.ca.authority import AuthorityExpired, CertificateAuthority, SigningError
+from control_plane.ca.issued import IssuedCertificates
 from control_plane.model.discovery import Identity
 from mesh_api import ca_pb2
 from mesh_api.names import CA_AUDIENCE
@@ -80,6 +81,7 @@ class CertificateService:
     def __init__(self, authority: CertificateAuthority, authenticate: Authenticator) -> None:
         self._authority = authority
         self._authenticate = authenticate
+        self.issued = IssuedCertificates()
         self.signed = 0
         self.refused = 0
 
@@ -108,5 +110,6 @@ class CertificateService:
             code = grpc.StatusCode.FAILED_PRECONDITION if expired else grpc.StatusCode.INVALID_ARGUMENT
             await context.abort(code, str(error))
         self.signed += 1
+        self.issued.record(identity, context.peer(), issued.not_after)
         log.info("certificate signed identity=%s not_after=%s", identity, issued.not_after.isoformat())
         return ca_pb2.IstioCertificateResponse(cert_chain=issued.chain)

@@ -45,6 +45,8 @@ class ClientStatus:
     """One connected client, for the status page."""
 
     node: NodeInfo
+    version: str
+    """Of the client's program, as it says itself; empty: it did not."""
     variant: str
     peer: str
     connected_at: float
@@ -83,8 +85,9 @@ class DiscoveryCounts:
 class _Stream:
     """A session and the event that wakes its writer."""
 
-    def __init__(self, session: Session, peer: str, connected_at: float) -> None:
+    def __init__(self, session: Session, version: str, peer: str, connected_at: float) -> None:
         self.session = session
+        self.version = version
         self.peer = peer
         self.connected_at = connected_at
         self.wake = asyncio.Event()
@@ -138,6 +141,7 @@ class DiscoveryServer:
         return [
             ClientStatus(
                 node=stream.session.node,
+                version=stream.version,
                 variant="delta" if isinstance(stream.session, DeltaSession) else "sotw",
                 peer=stream.peer,
                 connected_at=stream.connected_at,
@@ -199,7 +203,8 @@ class DiscoveryServer:
         self.counts.streams += 1
         node = node_info(first.node, identity)
         session = variant(node, self._source, self._watches, nonce_prefix=f"{self.counts.streams:x}")
-        stream = self._streams[session] = _Stream(session, context.peer(), self._clock())
+        version = first.node.user_agent_version
+        stream = self._streams[session] = _Stream(session, version, context.peer(), self._clock())
         log.info(
             "stream opened node=%r identity=%s dialect=%s variant=%s peer=%s",
             node.id, identity, node.dialect.value, variant.__name__, stream.peer,

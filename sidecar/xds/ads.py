@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, Protocol
 
 from envoy.config.core.v3 import base_pb2
@@ -191,7 +192,12 @@ class AdsClient:
 
 def node_message(node: Node) -> Any:
     """`core.v3.Node` as every first request of a stream carries it."""
-    message = base_pb2.Node(id=node.id, cluster=node.cluster, user_agent_name=USER_AGENT)
+    message = base_pb2.Node(
+        id=node.id,
+        cluster=node.cluster,
+        user_agent_name=USER_AGENT,
+        user_agent_version=version("pilotfish"),
+    )
     message.locality.region = node.region
     message.locality.zone = node.zone
     message.locality.sub_zone = node.sub_zone

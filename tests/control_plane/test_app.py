@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from control_plane.app import issue_token
 from control_plane.model.problem import Problem, Severity
 from control_plane.settings import parse_account, parse_arguments, parse_duration, split_address
+from control_plane.status import fingerprint
 from control_plane.xds.types import ROUTE
 from tests.support.xds_source import Plane
 
@@ -42,7 +44,8 @@ async def refuse_a_route(plane: Plane, node: str) -> Any:
     stream = plane.stream(plane.token())
     request = discovery_pb2.DeltaDiscoveryRequest
     plane.source.put(ROUTE, "r", b"R")
-    await stream.write(request(node={"id": node}, type_url=ROUTE, resource_names_subscribe=["r"]))
+    about = {"id": node, "user_agent_version": "1.2.3"}
+    await stream.write(request(node=about, type_url=ROUTE, resource_names_subscribe=["r"]))
     response = await stream.read()
     refusal = {"message": "<b>bad</b> route"}
     await stream.write(request(type_url=ROUTE, response_nonce=response.nonce, error_detail=refusal))
@@ -70,6 +73,7 @@ def test_the_status_port_shows_who_is_not_in_step_and_why(tmp_path: Path) -> Non
         assert code == 200
         [client] = status["clients"]
         assert (client["identity"], client["in_step"]) == ("shop/users", False)
+        assert (client["version"], client["certificate_not_after"]) == ("1.2.3", None)
         [state] = client["types"]
         assert (state["type"], state["state"], state["accepted_version"]) == ("RDS", "refused", "")
         assert (state["refused"]["names"], state["refused"]["text"]) == (["r"], "<b>bad</b> route")
@@ -83,7 +87,10 @@ def test_the_status_port_shows_who_is_not_in_step_and_why(tmp_path: Path) -> Non
                 "message": "no such Service",
             }
         ]
-        assert status["certificates"]["root_days_left"] == 3649
+        assert (status["version"], status["replica"]) == (version("pilotfish"), socket.gethostname())
+        certificates = status["certificates"]
+        assert (certificates["root_days_left"], certificates["webhook_not_after"]) == (3649, None)
+        assert certificates["root_sha256"] == fingerprint(plane.app.authority.root_pem)
 
         code, page = await plane.get("/")
         assert code == 200
