@@ -8,6 +8,15 @@ SERVICE_ACCOUNT_ANNOTATION = f"{GROUP}/service-account"
 """On an EndpointSlice without Pods behind it: the account that its endpoints run as. An endpoint
 with an account has a sidecar and is reached over mTLS; one without is outside the mesh."""
 
+CAPTURE_ANNOTATION = f"{GROUP}/capture"
+"""`enabled`: rules in the pod's network redirect its connections to the sidecar."""
+INBOUND_ANNOTATION = f"{GROUP}/inbound"
+"""Of a captured pod: `strict` (mesh peers alone) or `permissive` (plain text too)."""
+OPAQUE_PORTS_ANNOTATION = f"{GROUP}/opaque-ports"
+"""Ports with commas between them that carry opaque TCP; on a Service its own ports are meant."""
+SKIP_INBOUND_PORTS_ANNOTATION = f"{GROUP}/skip-inbound-ports"
+"""Ports with commas between them that the sidecar leaves alone."""
+
 INJECTED_LABEL = f"{GROUP}/injected"
 """On a Pod that was given a sidecar; `false`: it has none, whatever its containers are called."""
 SIDECAR_CONTAINER = "pilotfish-sidecar"
