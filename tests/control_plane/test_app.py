@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable
@@ -25,6 +24,7 @@ from control_plane.model.problem import Problem, Severity
 from control_plane.settings import parse_account, parse_arguments, parse_duration, split_address
 from control_plane.status import fingerprint
 from control_plane.xds.types import ROUTE
+from tests.support.processes import eventually, loopback
 from tests.support.xds_source import Plane
 
 
@@ -146,12 +146,6 @@ def start(directory: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def get(url: str) -> tuple[int, str]:
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
@@ -161,34 +155,24 @@ def get(url: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def wait_ready(url: str) -> None:
-    deadline = time.monotonic() + 15
-    while True:
-        try:
-            assert get(url) == (200, "ready\n")
-            return
-        except (urllib.error.URLError, ConnectionError):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
-
 def test_sigterm_ends_the_process_with_status_zero(tmp_path: Path) -> None:
-    port, status = free_port(), free_port()
-    process = start(tmp_path, "--listen", f"127.0.0.1:{port}", "--status", f"127.0.0.1:{status}")
+    host = loopback()
+    listen, status = f"{host}:15010", f"{host}:15014"
+    process = start(tmp_path, "--listen", listen, "--status", status)
     try:
-        wait_ready(f"http://127.0.0.1:{status}/ready")
+        eventually(lambda: get(f"http://{status}/ready") == (200, "ready\n"))
         assert (tmp_path / "ca" / "root.pem").read_text().startswith("-----BEGIN CERTIFICATE-----")
-        second = start(tmp_path, "--listen", f"127.0.0.1:{port}", "--status", "127.0.0.1:0")
-        _, text = second.communicate(timeout=20)
+        second = start(tmp_path, "--listen", listen, "--status", "127.0.0.1:0")
+        third = start(tmp_path, "--listen", "127.0.0.1:0", "--status", status)
+        _, text = second.communicate(timeout=30)
         assert second.returncode == 1
-        assert f"error: cannot listen on 127.0.0.1:{port} (--listen)" in text
-        third = start(tmp_path, "--listen", "127.0.0.1:0", "--status", f"127.0.0.1:{status}")
-        _, text = third.communicate(timeout=20)
+        assert f"error: cannot listen on {listen} (--listen)" in text
+        _, text = third.communicate(timeout=30)
         assert third.returncode == 1
-        assert f"error: cannot listen on 127.0.0.1:{status} (--status)" in text
+        assert f"error: cannot listen on {status} (--status)" in text
     finally:
         process.send_signal(signal.SIGTERM)
-        _, text = process.communicate(timeout=20)
+        _, text = process.communicate(timeout=30)
     assert process.returncode == 0
     assert text.splitlines()[-1].endswith("control plane stopped")
     assert "Traceback" not in text
@@ -197,7 +181,7 @@ def test_sigterm_ends_the_process_with_status_zero(tmp_path: Path) -> None:
 def test_a_readable_ca_directory_stops_the_start_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "ca").mkdir(mode=0o755)
     process = start(tmp_path, "--listen", "127.0.0.1:0", "--status", "127.0.0.1:0")
-    _, text = process.communicate(timeout=20)
+    _, text = process.communicate(timeout=30)
     assert process.returncode == 1
     assert f"run chmod 700 {tmp_path / 'ca'}" in text
     assert "Traceback" not in text
