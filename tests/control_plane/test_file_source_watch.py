@@ -18,7 +18,7 @@ from control_plane.sources import file
 from control_plane.sources.file import FileSource
 from tests.support.kubernetes import service
 
-PROMPT = 1.0
+PROMPT = 10.0
 """Seconds within which a save must be published; in practice it takes about a tenth of one."""
 
 

@@ -51,7 +51,7 @@ class Replica:
             return response.status, await response.text()
 
     async def ready(self) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while not self.port or (await self.get("/ready"))[0] != 200:
                 await asyncio.sleep(0.02)
                 assert self.process.returncode is None, "".join(self.log)
@@ -154,7 +154,9 @@ def test_replicas_share_a_root_and_one_of_them_writes_status(tmp_path: Path) -> 
             for each in (first, second):
                 async with Client(api, each, token(api)) as client:
                     assert await client.health() == {"10.0.0.1": 1, "10.0.0.2": 1}
-            assert len([line for each in (first, second) for line in each.log if " leads\n" in line]) == 1
+            leaders = lambda: [line for each in (first, second) for line in each.log if " leads\n" in line]  # noqa: E731
+            await until(leaders)
+            assert len(leaders()) == 1
             assert len(api.seen("PATCH", "/status")) == 1
         assert api.get("Lease", "pilotfish-control-plane", "mesh")["spec"]["holderIdentity"] == ""
 
