@@ -237,7 +237,18 @@ def test_lists_come_in_pages_and_are_whole_before_anything_is_published(tmp_path
 # --- following ---
 
 
-def test_changes_arrive_by_the_watch_and_bookmarks_move_it_on(tmp_path: Path) -> None:
+def test_changes_arrive_by_the_watch_and_bookmarks_move_it_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    on_event = reflector.Reflector.on_event
+
+    def hear(self: reflector.Reflector, version: str) -> None:
+        on_event(self, version)
+        heard.append(version)
+
+    monkeypatch.setattr(reflector.Reflector, "on_event", hear)
+
     async def scenario(api: KubeApi) -> None:
         users(api, "users-a")
         async with following(api) as follower:
@@ -248,7 +259,7 @@ def test_changes_arrive_by_the_watch_and_bookmarks_move_it_on(tmp_path: Path) ->
             await follower.until(lambda: set(follower.mesh.services) == {ServiceKey("shop", "carts")})
             await api.bookmark()
             bookmark = str(api._version)
-            await asyncio.sleep(0.05)
+            await follower.until(lambda: heard.count(bookmark) == 8)
             await api.drop_watches()
             await follower.until(lambda: api.watches == 8)
             [first, again] = [r for r in api.seen("GET", "/services") if "watch" in r.query]
@@ -357,7 +368,7 @@ def test_a_throttled_client_waits_as_long_as_it_was_told(tmp_path: Path) -> None
         began = asyncio.get_running_loop().time()
         async with following(api) as follower:
             await follower.until(lambda: True)
-            assert 0.95 <= asyncio.get_running_loop().time() - began < 4
+            assert 0.95 <= asyncio.get_running_loop().time() - began < 10
 
     run(tmp_path, scenario)
 
