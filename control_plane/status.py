@@ -97,11 +97,11 @@ class StatusServer:
 def status_of(sources: StatusSources) -> dict[str, Any]:
     """What `/status.json` shows."""
     clients = sorted(sources.discovery.clients(), key=lambda client: (client.node.id, client.connected_at))
-    issued = sources.certificates.issued
+    now = datetime.now(UTC)
     return {
         "version": version("pilotfish"),
         "replica": socket.gethostname(),
-        "time": _time(datetime.now(UTC)),
+        "time": _time(now),
         "trust_domain": sources.authority.trust_domain,
         "not_ready": sources.not_ready(),
         "problems": [
@@ -115,17 +115,19 @@ def status_of(sources: StatusSources) -> dict[str, Any]:
             }
             for problem in sources.problems()
         ],
-        "clients": [
-            _client(client, issued.not_after(client.node.identity, client.peer)) for client in clients
-        ],
+        "clients": [_client(client) for client in clients],
         "certificates": {
             "root_not_after": _time(sources.authority.not_after),
-            "root_days_left": (sources.authority.not_after - datetime.now(UTC)).days,
+            "root_days_left": (sources.authority.not_after - now).days,
             "root_sha256": fingerprint(sources.authority.root_pem),
             "serving_not_after": _time_or_none(sources.serving.not_after),
             "webhook_not_after": _time_or_none(sources.webhook_not_after()),
             "signed": sources.certificates.signed,
             "refused": sources.certificates.refused,
+            "issued": [
+                {"identity": str(identity), "host": host, "not_after": _time(end)}
+                for identity, host, end in sources.certificates.issued.valid(now)
+            ],
         },
     }
 
@@ -135,7 +137,7 @@ def fingerprint(pem: str) -> str:
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
 
 
-def _client(client: ClientStatus, certificate_not_after: datetime | None) -> dict[str, Any]:
+def _client(client: ClientStatus) -> dict[str, Any]:
     return {
         "node": client.node.id,
         "version": client.version,
@@ -147,7 +149,6 @@ def _client(client: ClientStatus, certificate_not_after: datetime | None) -> dic
         "peer": client.peer,
         "connected_at": _time(datetime.fromtimestamp(client.connected_at, UTC)),
         "in_step": client.in_step,
-        "certificate_not_after": _time_or_none(certificate_not_after),
         "types": [_subscription(subscription) for subscription in client.subscriptions],
     }
 

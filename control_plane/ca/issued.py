@@ -25,16 +25,17 @@ class IssuedCertificates:
 
     def record(self, identity: Identity, peer: str, not_after: datetime) -> None:
         """`peer` as grpc writes it: `ipv4:HOST:PORT`."""
-        key = (identity, _host(peer))
+        key = (identity, host_of(peer))
         self._ends.pop(key, None)
         self._ends[key] = not_after
         if len(self._ends) > MOST:
             del self._ends[next(iter(self._ends))]
 
-    def not_after(self, identity: Identity, peer: str) -> datetime | None:
-        """None: not signed here since the start."""
-        return self._ends.get((identity, _host(peer)))
+    def valid(self, now: datetime) -> list[tuple[Identity, str, datetime]]:
+        """Account, host, and end of those that have not ended at `now`."""
+        return [(identity, host, end) for (identity, host), end in self._ends.items() if end > now]
 
 
-def _host(peer: str) -> str:
+def host_of(peer: str) -> str:
+    """grpc's name of a host, `ipv4:HOST`."""
     return peer.rpartition(":")[0]
