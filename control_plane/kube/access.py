@@ -108,7 +108,12 @@ def from_kubeconfig(path: Path) -> ClusterAccess:
         raise AccessError(f"cannot read {path}: {error}") from error
     if not isinstance(config, dict):
         raise AccessError(f"{path} is no kubeconfig")
-    name = config.get("current-context")
+    return from_context(path, config, config.get("current-context"))
+
+
+def from_context(path: Path, config: Mapping[str, Any], name: object) -> ClusterAccess:
+    """The named context of `config`, which was read from `path`: relative files in it are looked for
+    beside it. Raises AccessError."""
     if not name:
         raise AccessError(f"{path} has no current-context: choose one with kubectl config use-context")
     context = _named(path, config, "context", name)

@@ -1,0 +1,61 @@
+"""The kinds of objects that the operator's commands read: their paths, and the right that each needs.
+
+Used by `api` and by whoever asks it. Knows names, makes no requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One resource of the API."""
+
+    group: str
+    """Empty for the core group."""
+    version: str
+    plural: str
+
+    def path(self, namespace: str = "", name: str = "", sub: str = "") -> str:
+        base = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        parts = [base, *(("namespaces", namespace) if namespace else ()), self.plural, name, sub]
+        return "/".join(part for part in parts if part)
+
+    def resource(self, sub: str = "") -> str:
+        """As `kubectl create role --resource` takes it."""
+        plural = f"{self.plural}.{self.group}" if self.group else self.plural
+        return f"{plural}/{sub}" if sub else plural
+
+
+GATEWAY_GROUP = "gateway.networking.k8s.io"
+
+PODS = Kind("", "v1", "pods")
+NAMESPACES = Kind("", "v1", "namespaces")
+NODES = Kind("", "v1", "nodes")
+SERVICES = Kind("", "v1", "services")
+SERVICE_ACCOUNTS = Kind("", "v1", "serviceaccounts")
+ENDPOINT_SLICES = Kind("discovery.k8s.io", "v1", "endpointslices")
+DEPLOYMENTS = Kind("apps", "v1", "deployments")
+WEBHOOKS = Kind("admissionregistration.k8s.io", "v1", "mutatingwebhookconfigurations")
+DEFINITIONS = Kind("apiextensions.k8s.io", "v1", "customresourcedefinitions")
+CLUSTER_ROLES = Kind("rbac.authorization.k8s.io", "v1", "clusterroles")
+CLUSTER_ROLE_BINDINGS = Kind("rbac.authorization.k8s.io", "v1", "clusterrolebindings")
+HTTP_ROUTES = Kind(GATEWAY_GROUP, "v1", "httproutes")
+GRPC_ROUTES = Kind(GATEWAY_GROUP, "v1", "grpcroutes")
+ACCESS_REVIEWS = Kind("authorization.k8s.io", "v1", "selfsubjectaccessreviews")
+
+
+def missing_right(verb: str, kind: Kind, namespace: str, sub: str = "") -> str:
+    """What gives a user the right that the API server said is missing."""
+    what = f"--verb={verb} --resource={kind.resource(sub)}"
+    if namespace:
+        where = f" --namespace={namespace}"
+        return (
+            f"kubectl create role pilotfish-operator{where} {what} && kubectl create rolebinding "
+            f"pilotfish-operator{where} --role=pilotfish-operator --user=NAME  (kubectl auth whoami)"
+        )
+    return (
+        f"kubectl create clusterrole pilotfish-operator {what} && kubectl create clusterrolebinding "
+        "pilotfish-operator --clusterrole=pilotfish-operator --user=NAME  (kubectl auth whoami)"
+    )
