@@ -100,12 +100,12 @@ def test_deadline_is_kept_and_reaches_the_server() -> None:
 
     def hang(_: bytes, context: Any) -> bytes:
         context.add_callback(cancelled.set)
-        cancelled.wait(5)
+        cancelled.wait(30)
         return b""
 
     with grpc_server({ECHO: hang}) as port:
         error = _error(port, timeout=0.2)
-        assert cancelled.wait(2)
+        assert cancelled.wait(20)
     assert error.code == 4
 
 
@@ -144,7 +144,7 @@ def test_stream_carries_messages_both_ways_until_cancelled() -> None:
         with pytest.raises(GrpcError) as caught:
             await anext(stream)
         assert caught.value.code == 1
-        await asyncio.to_thread(ended.wait, 2)
+        await asyncio.to_thread(ended.wait, 15)
         await channel.close()
 
     with grpc_server(streams={STREAM: echo}) as port:
@@ -196,11 +196,11 @@ def test_calls_fail_with_unavailable_when_the_server_goes_and_work_when_it_is_ba
             await anext(stream)
         assert caught.value.code in (1, 14)  # grpcio resets its calls with CANCEL before it closes
         with pytest.raises(GrpcError) as caught:
-            await channel.unary(ECHO, b"", timeout=2.0)
+            await channel.unary(ECHO, b"", timeout=10.0)
         assert caught.value.code == 14
         with grpc_server({ECHO: lambda request, _: request}) as port:
             channel = _channel(port)
-            assert await channel.unary(ECHO, b"again", timeout=2.0) == b"again"
+            assert await channel.unary(ECHO, b"again", timeout=10.0) == b"again"
             await channel.close()
 
     run(main)
