@@ -154,13 +154,6 @@ async def get(endpoint: Endpoint) -> Client:
     return client
 
 
-def unused_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 def test_fifty_requests_travel_on_one_http2_connection() -> None:
     async def main() -> None:
         application = Application()
@@ -228,7 +221,7 @@ def test_http1_reuses_its_connection_and_closes_it_when_idle() -> None:
         application = Application(http2=False)
         async with Server(Owner(application.make_codec)) as server:
             manager = make_manager()
-            cluster, endpoint = configured(manager, server.port, idle_timeout=0.2)
+            cluster, endpoint = configured(manager, server.port, idle_timeout=0.5)
             for _ in range(5):
                 assert (await get(endpoint)).status == 200
             assert len(server.connections) == 1
@@ -244,9 +237,11 @@ def test_http1_reuses_its_connection_and_closes_it_when_idle() -> None:
 def test_a_refused_connection_names_the_address_and_the_cause() -> None:
     async def main() -> None:
         manager = make_manager()
-        port = unused_port()
-        cluster, endpoint = configured(manager, port, http2=Http2Options())
-        client = await get(endpoint)
+        with socket.socket() as bound:  # without listening: connections are refused, and nobody else has it
+            bound.bind(("127.0.0.1", 0))
+            port = bound.getsockname()[1]
+            cluster, endpoint = configured(manager, port, http2=Http2Options())
+            client = await get(endpoint)
         assert client.failures == [f"cannot connect to 127.0.0.1:{port}: connection refused"]
         assert cluster.stats.connect_failures == 1
         await manager.close()
