@@ -6,13 +6,13 @@ import os
 import signal
 import socket
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from pilotfish.demo import processes as module
 from pilotfish.demo.processes import DemoError, Processes, clean_environment, tail, taken
+from tests.support.processes import eventually, loopback
 
 SLEEP = (sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)")
 STUBBORN = (
@@ -23,11 +23,7 @@ STUBBORN = (
 
 
 def wait_for(log: Path, text: str) -> None:
-    for _ in range(500):
-        if text in log.read_text():
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"{text} never came")
+    eventually(lambda: text in log.read_text(), text)
 
 
 def test_stop_ends_every_child_and_kills_the_one_that_will_not(
@@ -59,12 +55,8 @@ def test_a_child_killed_on_purpose_is_not_reported(tmp_path: Path) -> None:
 
 
 def test_a_bound_port_is_taken_and_others_are_free() -> None:
-    with socket.socket() as holder, socket.socket() as other:
-        holder.bind(("127.0.0.1", 0))
-        holder.listen()
-        other.bind(("127.0.0.1", 0))
-        held, free = holder.getsockname(), other.getsockname()
-        other.close()
+    with socket.create_server((loopback(), 0)) as holder:
+        held, free = holder.getsockname(), (loopback(), 8080)
         assert taken([held, free]) == [(*held, "is taken")]
 
 
