@@ -191,6 +191,13 @@ def wait(arguments: Sequence[str]) -> int:
     return run_wait(arguments)
 
 
+def capture(arguments: Sequence[str]) -> int:
+    """Redirect the connections of this pod to its sidecar (an init container)."""
+    from pilotfish.capture.command import run_capture
+
+    return run_capture(arguments)
+
+
 def demo(arguments: Sequence[str]) -> int:
     """Run a whole mesh on this machine for half a minute and show what it does."""
     from pilotfish.demo.main import run_demo
@@ -210,5 +217,6 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "inject": (inject, "add the sidecar to the workloads of a Kubernetes manifest"),
     "drain": (drain, "send the clients of this pod's sidecar elsewhere, before it ends"),
     "wait": (wait, "wait until this pod's sidecar takes traffic"),
+    "capture": (capture, "redirect the connections of this pod to its sidecar; check that; undo it"),
     "demo": (demo, "run a whole mesh on this machine and show what it does"),
 }
