@@ -27,6 +27,7 @@ from control_plane.ca.token_review import ByIssuer, TokenReviews
 from control_plane.cluster import Cluster, cluster_access, own_namespace
 from control_plane.injector.service import Injector
 from control_plane.injector.sidecar_container import InjectionSettings
+from control_plane.injector.webhook import WebhookCounts
 from control_plane.kube.access import AccessError
 from control_plane.kube.client import KubeClient
 from control_plane.model.mesh import Mesh, MeshSettings, TracingSettings
@@ -73,6 +74,8 @@ class ControlPlane:
         self.authority = trust.authority
         self.webhook_not_after: Callable[[], datetime | None] = lambda: None
         """For the status page; set where there is a webhook."""
+        self.webhook_counts: Callable[[], WebhookCounts | None] = lambda: None
+        """The same, for metrics."""
         self._configuration = configuration
         self._stopping = False
         self._authenticator = Authenticator(trust.attestor)
@@ -92,6 +95,7 @@ class ControlPlane:
                 problems=configuration.problems,
                 not_ready=self._not_ready,
                 webhook_not_after=lambda: self.webhook_not_after(),
+                webhook_counts=lambda: self.webhook_counts(),
             )
         )
         self._server: Any = None
@@ -258,6 +262,7 @@ async def _serve_cluster(settings: Settings, client: KubeClient, namespace: str,
         return
     injector = Injector(client, namespace, trust.authority, injection_settings(settings), utc_now)
     plane.webhook_not_after = lambda: injector.webhook.tls.not_after
+    plane.webhook_counts = lambda: injector.webhook.counts
     try:
         await injector.start(*split_address(settings.injector))
     except OSError as error:
@@ -273,6 +278,8 @@ def injection_settings(settings: Settings) -> InjectionSettings:
     sampling = settings.tracing_sampling
     return InjectionSettings(
         image=settings.sidecar_image,
+        init_image=settings.init_image,
+        capture=settings.capture,
         control_plane=settings.sidecar_control_plane,
         trust_domain=settings.trust_domain,
         otlp=settings.sidecar_otlp,

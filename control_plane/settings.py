@@ -60,6 +60,10 @@ class Settings:
     injector: str = ""
     """`HOST:PORT` of the webhook that gives new pods their sidecar, HTTPS; empty: there is none."""
     sidecar_image: str = ""
+    init_image: str = ""
+    """Of the init container that captures; empty: no pod is captured."""
+    capture: bool = True
+    """Whether pods are captured that do not say."""
     sidecar_control_plane: str = ""
     """`HOST:PORT` by which sidecars reach us."""
     sidecar_otlp: str = ""
@@ -133,6 +137,8 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--no-overload-protection", action="store_true", help="applications get all at once")
     add("--injector", type=_address, metavar="HOST:PORT", help="webhook; default: no injection")
     add("--sidecar-image", default="", help="of injected sidecars")
+    add("--init-image", default="", help="of the init container that captures; default: no capture")
+    add("--no-capture", action="store_true", help="capture only pods that ask for it")
     add("--sidecar-control-plane", type=_address, metavar="HOST:PORT", help="what they call")
     add("--sidecar-otlp", type=_address, metavar="HOST:PORT", help="where they send spans")
     return parser
@@ -179,6 +185,8 @@ def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settin
         overload_protection=not given.no_overload_protection,
         injector=given.injector or "",
         sidecar_image=given.sidecar_image,
+        init_image=given.init_image,
+        capture=not given.no_capture,
         sidecar_control_plane=given.sidecar_control_plane or "",
         sidecar_otlp=given.sidecar_otlp or "",
     )

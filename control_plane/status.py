@@ -20,6 +20,7 @@ from aiohttp import web
 from control_plane.ca.authority import CertificateAuthority
 from control_plane.ca.service import Authenticator, CertificateService
 from control_plane.ca.serving import ServingCertificate
+from control_plane.injector.webhook import WebhookCounts
 from control_plane.model.problem import Problem
 from control_plane.status_page import render
 from control_plane.xds.server import ClientStatus, DiscoveryServer
@@ -48,6 +49,7 @@ class StatusSources:
     """Why the control plane does not serve; None if it does."""
     webhook_not_after: Callable[[], datetime | None] = lambda: None
     """When the certificate of the webhook ends; None: there is no webhook."""
+    webhook_counts: Callable[[], WebhookCounts | None] = lambda: None
 
 
 class StatusServer:
@@ -237,6 +239,16 @@ def metrics_text(sources: StatusSources) -> str:
         "Calls without a valid token.",
         sources.authenticator.refused,
     )
+    webhook = sources.webhook_counts()
+    if webhook is not None:
+        outcomes = webhook.by_outcome().items()
+        add(
+            "webhook_reviews_total",
+            "counter",
+            "Pods that the webhook was asked about.",
+            [({"outcome": outcome}, number) for outcome, number in outcomes],
+        )
+        one("webhook_seconds_total", "counter", "Time that the webhook took to answer.", webhook.seconds)
     one("tasks", "gauge", "Tasks that have not ended.", len(asyncio.all_tasks()))
     one("root_expires_seconds", "gauge", "Root's expiry, epoch.", sources.authority.not_after.timestamp())
     return "\n".join(lines) + "\n"

@@ -69,6 +69,8 @@ def run_inject(arguments: Sequence[str]) -> int:
         root = given.root.read_text() if given.root else ""
         settings = InjectionSettings(
             image=given.image,
+            init_image=given.init_image,
+            capture=not given.no_capture,
             control_plane=given.control_plane,
             root_pem=root,
             otlp=given.otlp,
@@ -91,13 +93,16 @@ def run_inject(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     from importlib.metadata import version
 
-    defaults = InjectionSettings(image=f"pilotfish-sidecar:{version('pilotfish')}")
+    tag = version("pilotfish")
+    defaults = InjectionSettings(image=f"pilotfish-sidecar:{tag}", init_image=f"pilotfish-init:{tag}")
     parser = argparse.ArgumentParser(
         prog="pilotfish inject", description="Add the sidecar to the workloads of a Kubernetes manifest."
     )
     add = parser.add_argument
     add("file", metavar="FILE", help="YAML, any number of documents; - is standard input")
     add("--image", default=defaults.image, help="of the sidecar (default %(default)s)")
+    add("--init-image", default=defaults.init_image, help="of the init container (default %(default)s)")
+    add("--no-capture", action="store_true", help="capture only pods that ask for it by annotation")
     add("--control-plane", default=defaults.control_plane, metavar="HOST:PORT", help="default %(default)s")
     add(
         "--root",
@@ -111,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--ordinary-container",
         action="store_true",
-        help="for clusters before Kubernetes 1.29, which have no native sidecars; Jobs do not complete then",
+        help="for clusters before Kubernetes 1.29, which have no native sidecars",
     )
     return parser
 
@@ -190,6 +195,7 @@ def _injected(document: Any, settings: InjectionSettings, number: int, notes: li
         notes.append(f"{name}: left as it is: {injection.skipped}")
         return None
     notes.append(f"{name}: sidecar added")
+    notes += (f"{name}: {warning}" for warning in injection.warnings)
     # A template may lack metadata, which is written before spec.
     rest = {key: value for key, value in pod.items() if key not in ("metadata", "spec", "status")}
     status = {"status": pod["status"]} if "status" in pod else {}

@@ -7,32 +7,36 @@ author set is changed or taken away, and a pod that has the sidecar already stay
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from control_plane.injector.sidecar_container import (
+from control_plane.injector.annotations import (
+    INJECT,
     Annotations,
+    InjectionError,
+    read_annotations,
+)
+from control_plane.injector.init_container import init_container, init_volumes
+from control_plane.injector.probes import probes_variable, refused_hooks, rewrite_probes
+from control_plane.injector.sidecar_container import (
     InjectionSettings,
+    PodPlan,
+    drain_seconds,
     proxy_environment,
     sidecar_container,
     sidecar_volumes,
 )
+from mesh_api.names import CAPTURE_ANNOTATION as CAPTURE
 from mesh_api.names import GROUP, INJECTED_LABEL, SIDECAR_CONTAINER
+from mesh_api.names import INBOUND_ANNOTATION as INBOUND
 
-INJECT = f"{GROUP}/inject"
-"""Label or annotation of a pod, label of a namespace: `enabled` or `disabled`."""
+__all__ = ["Injection", "InjectionError", "inject", "json_patch", "skip_reason"]
 
 Object = dict[str, Any]
 
-_QUANTITY = re.compile(r"(\d+(\.\d*)?|\.\d+)([numkMGTPE]|[KMGTPE]i|[eE][+-]?\d+)?")
-_LEVELS = ("debug", "info", "warning", "error")
-_KNOBS = ("proxy-cpu", "proxy-memory", "log-level", "trace-sampling")
-
-
-class InjectionError(Exception):
-    """The pod asks for something that cannot be; the text names the annotation and what it takes."""
+_ENFORCE = "pod-security.kubernetes.io/enforce"
+"""Label of a namespace: `privileged`, or what allows no container that may set rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,28 +47,129 @@ class Injection:
     spec: Object
     skipped: str = ""
     """Why it got no sidecar; empty: it has got one."""
+    warnings: tuple[str, ...] = ()
+    """For whoever makes the pod."""
 
 
-def inject(metadata: Mapping[str, Any], spec: Mapping[str, Any], settings: InjectionSettings) -> Injection:
-    """The pod (or template) with the sidecar. What is given is not changed. Raises InjectionError."""
+def inject(
+    metadata: Mapping[str, Any],
+    spec: Mapping[str, Any],
+    settings: InjectionSettings,
+    namespace: Mapping[str, Any] | None = None,
+) -> Injection:
+    """The pod (or template) with the sidecar. `namespace`: metadata of the pod's Namespace, where that is
+    known. What is given is not changed. Raises InjectionError."""
     reason = skip_reason(metadata, spec)
     if reason:
         return Injection(dict(metadata), dict(spec), reason)
-    annotations = read_annotations(metadata)
+    annotations, unknown = read_annotations(metadata, namespace)
+    warnings = [*unknown]
+    captured = _captured(annotations, settings, namespace or {}, warnings)
+    native = settings.native if annotations.native is None else annotations.native
     new_metadata, new_spec = copy.deepcopy(dict(metadata)), copy.deepcopy(dict(spec))
     new_metadata["labels"] = {**(new_metadata.get("labels") or {}), INJECTED_LABEL: "true"}
-    sidecar = sidecar_container(settings, annotations, _grace_period(spec))
     containers, initial = new_spec["containers"], new_spec.get("initContainers") or []
-    for container in (*containers, *(initial if settings.native else ())):
-        _add_environment(container)
-    if settings.native:
-        # First, so that the init containers after it have the mesh too.
-        new_spec["initContainers"] = [sidecar, *initial]
+    # Of a sidecar that is an ordinary container, init containers know nothing: they run before it.
+    beside = [*containers, *(initial if native else ())]
+    inbound = annotations.inbound or settings.inbound
+    probes = ""
+    if captured:
+        written = _for_control_plane(annotations, inbound)
+        new_metadata["annotations"] = {**(new_metadata.get("annotations") or {}), **written}
+        originals = rewrite_probes(beside)
+        probes = probes_variable(originals) if originals else ""
+        if inbound == "strict":
+            warnings += (
+                f"pilotfish: {hook}.httpGet will be refused, because {INBOUND} is strict and the kubelet "
+                "calls in plain text; use exec or sleep"
+                for hook in refused_hooks(beside)
+            )
     else:
+        for container in beside:
+            _add_environment(container)
+    plan = PodPlan(captured, inbound, native, _drain_seconds(annotations, spec), probes)
+    if not native:
+        plan = _with_exit_watch(plan, new_spec, warnings)
+    _add_containers(new_spec, settings, annotations, plan)
+    return Injection(new_metadata, new_spec, warnings=tuple(warnings))
+
+
+def _captured(
+    annotations: Annotations, settings: InjectionSettings, namespace: Mapping[str, Any], warnings: list[str]
+) -> bool:
+    wanted = annotations.capture
+    if wanted and not settings.init_image:
+        raise InjectionError(f"{CAPTURE} is 'enabled', and the injector was given no --init-image")
+    if wanted is not None:
+        return wanted
+    if not settings.capture or not settings.init_image:
+        return False
+    level = (namespace.get("labels") or {}).get(_ENFORCE)
+    if level in ("baseline", "restricted"):
+        warnings.append(
+            f"pilotfish: not captured, because the namespace enforces pod security {level!r}: the "
+            f"application reaches its sidecar through HTTP_PROXY; {CAPTURE}: disabled says the same"
+        )
+        return False
+    return True
+
+
+def _for_control_plane(annotations: Annotations, inbound: str) -> dict[str, str]:
+    """What the control plane reads on the pod, also where it was the namespace or the mesh that said it."""
+    ports = {
+        "opaque-ports": annotations.opaque_ports,
+        "skip-inbound-ports": annotations.skip_inbound_ports,
+        "skip-outbound-ports": annotations.skip_outbound_ports,
+    }
+    lists = {f"{GROUP}/{knob}": ",".join(values) for knob, values in ports.items() if values}
+    return {CAPTURE: "enabled", INBOUND: inbound, **lists}
+
+
+def _drain_seconds(annotations: Annotations, spec: Mapping[str, Any]) -> int:
+    given = spec.get("terminationGracePeriodSeconds")
+    grace_period = 30 if given is None else int(given)
+    seconds = drain_seconds(annotations, grace_period)
+    if annotations.drain_deadline and seconds > grace_period:
+        raise InjectionError(
+            f"{GROUP}/drain-deadline is '{seconds}'; it takes at most the pod's "
+            f"terminationGracePeriodSeconds, {grace_period}"
+        )
+    return seconds
+
+
+def _with_exit_watch(plan: PodPlan, spec: Object, warnings: list[str]) -> PodPlan:
+    """An ordinary sidecar would keep a pod that is to complete from doing so: it has to see the processes of
+    the others, and end after them."""
+    policy = spec.get("restartPolicy")
+    if policy not in ("Never", "OnFailure"):
+        return plan
+    if spec.get("hostPID") or spec.get("shareProcessNamespace") is False:
+        warnings.append(
+            "pilotfish: the sidecar will not end by itself, because the pod shares no processes of its own "
+            "(shareProcessNamespace); end it with POST /quitquitquit on port 15000"
+        )
+        return plan
+    spec["shareProcessNamespace"] = True
+    return replace(plan, applications=len(spec["containers"]), restarts=policy == "OnFailure")
+
+
+def _add_containers(
+    spec: Object, settings: InjectionSettings, annotations: Annotations, plan: PodPlan
+) -> None:
+    sidecar = sidecar_container(settings, annotations, plan)
+    initial = spec.get("initContainers") or []
+    rules = [init_container(settings, annotations)] if plan.captured else []
+    if plan.native:
+        # First, so that the init containers after it have the mesh too.
+        spec["initContainers"] = [*rules, sidecar, *initial]
+    else:
+        # Rules last: what runs between them and the sidecar would reach nothing.
+        if rules:
+            spec["initContainers"] = [*initial, *rules]
         # First, because the kubelet starts the next container when this one's postStart hook has ended.
-        new_spec["containers"] = [sidecar, *containers]
-    new_spec["volumes"] = [*(new_spec.get("volumes") or []), *sidecar_volumes()]
-    return Injection(new_metadata, new_spec)
+        spec["containers"] = [sidecar, *spec["containers"]]
+    volumes = sidecar_volumes() + (init_volumes() if plan.captured else [])
+    spec["volumes"] = [*(spec.get("volumes") or []), *volumes]
 
 
 def json_patch(before: Mapping[str, Any], after: Injection) -> list[Object]:
@@ -98,31 +203,6 @@ def skip_reason(metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     if (spec.get("os") or {}).get("name") == "windows":
         return "it is a Windows pod"
     return ""
-
-
-def read_annotations(metadata: Mapping[str, Any]) -> Annotations:
-    """The knobs that the pod sets. Raises InjectionError for values that cannot be."""
-    given = metadata.get("annotations") or {}
-    values = {knob: given.get(f"{GROUP}/{knob}") for knob in _KNOBS}
-    for knob in ("proxy-cpu", "proxy-memory"):
-        text = values[knob]
-        if text is not None and not (isinstance(text, str) and _QUANTITY.fullmatch(text)):
-            raise InjectionError(f"{GROUP}/{knob} is {text!r}; it takes a quantity like 100m or 128Mi")
-    level, sampling = values["log-level"], values["trace-sampling"]
-    if level is not None and level not in _LEVELS:
-        raise InjectionError(f"{GROUP}/log-level is {level!r}; it takes {', '.join(_LEVELS)}")
-    if sampling is not None and not _is_percentage(sampling):
-        raise InjectionError(f"{GROUP}/trace-sampling is {sampling!r}; it takes a percentage from 0 to 100")
-    return Annotations(values["proxy-cpu"], values["proxy-memory"], level, sampling)
-
-
-def _is_percentage(text: object) -> bool:
-    return isinstance(text, str) and bool(re.fullmatch(r"\d{1,3}(\.\d+)?", text)) and 0 <= float(text) <= 100
-
-
-def _grace_period(spec: Mapping[str, Any]) -> int:
-    seconds = spec.get("terminationGracePeriodSeconds")
-    return 30 if seconds is None else int(seconds)
 
 
 def _add_environment(container: Object) -> None:

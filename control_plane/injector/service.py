@@ -6,6 +6,7 @@ Made from the mesh's authority, so that the API server trusts the webhook by the
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -14,6 +15,7 @@ from typing import Protocol
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from control_plane.injector.namespaces import Namespaces
 from control_plane.injector.publish import keep_published
 from control_plane.injector.sidecar_container import InjectionSettings
 from control_plane.injector.webhook import KeyPair, WebhookServer, WebhookTls
@@ -60,6 +62,7 @@ class Injector:
         self.webhook = WebhookServer(
             replace(settings, root_pem=authority.root_pem),
             WebhookTls(lambda: _issue(authority, names), now),
+            Namespaces(client, time.monotonic).metadata,
         )
 
     def __repr__(self) -> str:

@@ -1,4 +1,5 @@
-"""What the sidecar is in a pod: its container, its volume, and the variables that lead applications to it.
+"""What the sidecar is in a pod: its container, its volume, and the variables that lead applications to it
+where nothing is captured.
 
 Used by `patch`. The variables `PILOTFISH_*` and `POD_*` are read by `pilotfish sidecar --from-environment`
 (`pilotfish/pod_bootstrap.py`): both sides must agree.
@@ -9,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mesh_api.names import ADMIN_PORT, CA_AUDIENCE, OUTBOUND_PORT, SIDECAR_CONTAINER
+from control_plane.injector.annotations import Annotations
+from control_plane.injector.probes import VARIABLE as PROBES_VARIABLE
+from mesh_api.names import ADMIN_PORT, CA_AUDIENCE, OUTBOUND_PORT, SIDECAR_CONTAINER, SIDECAR_USER
 
 ROOT_CONFIG_MAP = "pilotfish-root"
 """ConfigMap with the root under the key `root.pem`; the control plane keeps one in its own namespace."""
 ROOT_KEY = "root.pem"
-SIDECAR_USER = 15099
-"""User and group id of the sidecar's process."""
 TOKEN_DIRECTORY = "/var/run/secrets/mesh"
 _TOKEN_VOLUME = "pilotfish-token"
 _TOKEN_SECONDS = 43200
@@ -40,6 +41,12 @@ class InjectionSettings:
     """What all sidecars have in common."""
 
     image: str
+    init_image: str = ""
+    """Of the init container that captures; empty: no pod can be captured."""
+    capture: bool = True
+    """Whether pods are captured that do not say; needs `init_image`."""
+    inbound: str = "permissive"
+    """Of captured pods that do not say: whether plain text is taken too (`permissive`) or not (`strict`)."""
     control_plane: str = "pilotfish-control-plane.pilotfish-system.svc:15010"
     """`HOST:PORT` of discovery and signing."""
     root_pem: str = ""
@@ -58,23 +65,31 @@ class InjectionSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Annotations:
-    """What one pod wants different; None: the mesh's setting."""
+class PodPlan:
+    """What the injector has decided about one pod."""
 
-    cpu: str | None = None
-    memory: str | None = None
-    """Request and limit."""
-    log_level: str | None = None
-    trace_sampling: str | None = None
+    captured: bool
+    inbound: str
+    """`strict` or `permissive`; of captured pods."""
+    native: bool
+    drain_seconds: int
+    probes: str = ""
+    """What `probes_variable` makes of the probes that the sidecar is to run; empty: none."""
+    applications: int = 0
+    """So many containers, and when all have completed the sidecar ends too; 0: it never does by itself."""
+    restarts: bool = False
+    """A container that fails is started anew (`restartPolicy: OnFailure`)."""
 
 
-def sidecar_container(settings: InjectionSettings, pod: Annotations, grace_period: int) -> dict[str, Any]:
-    """`grace_period`: the pod's, in seconds; draining has to end before it."""
-    drain_seconds = max(1, grace_period - _BEFORE_KILL)
+def drain_seconds(pod: Annotations, grace_period: int) -> int:
+    """How long draining may take in a pod with this grace period, in seconds."""
+    return pod.drain_deadline or max(1, grace_period - _BEFORE_KILL)
+
+
+def sidecar_container(settings: InjectionSettings, pod: Annotations, plan: PodPlan) -> dict[str, Any]:
+    deadline = str(plan.drain_seconds)
     memory_limit = pod.memory or settings.memory_limit
-    hooks: dict[str, Any] = {
-        "preStop": {"exec": {"command": ["pilotfish", "drain", "--deadline", str(drain_seconds)]}}
-    }
+    hooks: dict[str, Any] = {"preStop": {"exec": {"command": ["pilotfish", "drain", "--deadline", deadline]}}}
     container: dict[str, Any] = {
         "name": SIDECAR_CONTAINER,
         "image": settings.image,
@@ -83,25 +98,19 @@ def sidecar_container(settings: InjectionSettings, pod: Annotations, grace_perio
             "sidecar",
             "--from-environment",
             "--drain-deadline",
-            str(drain_seconds),
+            deadline,
             "--buffer-limit",
             str(buffer_mebibytes(memory_limit)),
             "--log-level",
             pod.log_level or settings.log_level,
         ],
-        "env": _environment(settings, pod),
+        "env": _environment(settings, pod, plan),
         "ports": [{"name": "mesh-admin", "containerPort": ADMIN_PORT, "protocol": "TCP"}],
         "startupProbe": _probe("/ready", 1, _START_SECONDS),
         "readinessProbe": _probe("/ready", 5, 2),
         "livenessProbe": _probe("/live", 10, 6),
         "lifecycle": hooks,
-        "resources": {
-            "requests": {
-                "cpu": pod.cpu or settings.cpu,
-                "memory": pod.memory or settings.memory_request,
-            },
-            "limits": {"memory": memory_limit},
-        },
+        "resources": _resources(settings, pod, memory_limit),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
@@ -115,7 +124,7 @@ def sidecar_container(settings: InjectionSettings, pod: Annotations, grace_perio
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [{"name": _TOKEN_VOLUME, "mountPath": TOKEN_DIRECTORY, "readOnly": True}],
     }
-    if settings.native:
+    if plan.native:
         container["restartPolicy"] = "Always"
     else:
         wait = ["pilotfish", "wait", "--deadline", str(_START_SECONDS)]
@@ -125,14 +134,27 @@ def sidecar_container(settings: InjectionSettings, pod: Annotations, grace_perio
 
 def buffer_mebibytes(memory: str) -> int:
     """MiB of requests and responses that a sidecar with so much memory (a Kubernetes quantity) may hold."""
-    number = memory.rstrip("numkKMGTPEi")
-    unit = memory[len(number) :]
-    mebibytes = float(number) * _BYTES.get(unit, 1.0) / 2**20
+    mebibytes = _amount(memory) / 2**20
     # Half of what the process itself leaves free: buffers are copied, and Python gives memory back late.
     return max(_LEAST_BUFFER, int(mebibytes - _OWN_MEMORY) // 2)
 
 
-def _environment(settings: InjectionSettings, pod: Annotations) -> list[dict[str, Any]]:
+def _amount(quantity: str) -> float:
+    number = quantity.rstrip("numkKMGTPEi")
+    return float(number) * _BYTES.get(quantity[len(number) :], 1.0)
+
+
+def _resources(settings: InjectionSettings, pod: Annotations, memory_limit: str) -> dict[str, Any]:
+    requests = {"cpu": pod.cpu or settings.cpu, "memory": pod.memory or settings.memory_request}
+    limits = {"memory": memory_limit}
+    if pod.cpu_limit is not None:
+        limits["cpu"] = pod.cpu_limit
+        if pod.cpu is None and _amount(pod.cpu_limit) < _amount(settings.cpu):
+            requests["cpu"] = pod.cpu_limit  # the API server takes no request above its limit
+    return {"requests": requests, "limits": limits}
+
+
+def _environment(settings: InjectionSettings, pod: Annotations, plan: PodPlan) -> list[dict[str, Any]]:
     root: dict[str, Any] = {"name": "PILOTFISH_ROOT_PEM"}
     if settings.root_pem:
         root["value"] = settings.root_pem
@@ -150,6 +172,11 @@ def _environment(settings: InjectionSettings, pod: Annotations) -> list[dict[str
         "PILOTFISH_TOKEN_FILE": f"{TOKEN_DIRECTORY}/token",
         "PILOTFISH_OTLP": settings.otlp,
         "PILOTFISH_TRACE_SAMPLING": pod.trace_sampling or settings.trace_sampling,
+        "PILOTFISH_CAPTURE": "true" if plan.captured else "",
+        "PILOTFISH_INBOUND": plan.inbound if plan.captured else "",
+        PROBES_VARIABLE: plan.probes,
+        "PILOTFISH_APPLICATIONS": str(plan.applications) if plan.applications else "",
+        "PILOTFISH_APPLICATION_RESTARTS": "true" if plan.restarts else "",
     }
     return [
         *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()),

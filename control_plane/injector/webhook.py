@@ -11,7 +11,8 @@ import json
 import logging
 import os
 import ssl
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -78,21 +79,48 @@ def _load(context: ssl.SSLContext, pair: KeyPair) -> None:
         os.close(descriptor)
 
 
+@dataclass(slots=True)
+class WebhookCounts:
+    """Reviews answered, for metrics."""
+
+    injected: int = 0
+    skipped: int = 0
+    refused: int = 0
+    """For an annotation that cannot be."""
+    malformed: int = 0
+    """What came was no review of a pod."""
+    seconds: float = 0.0
+    """That all of them took."""
+
+    def by_outcome(self) -> dict[str, int]:
+        return {
+            "injected": self.injected,
+            "skipped": self.skipped,
+            "refused": self.refused,
+            "malformed": self.malformed,
+        }
+
+
 class WebhookServer:
     """HTTPS server with one path."""
 
-    def __init__(self, settings: InjectionSettings, tls: WebhookTls) -> None:
-        self.injected = 0
-        self.skipped = 0
-        self.refused = 0
+    def __init__(
+        self,
+        settings: InjectionSettings,
+        tls: WebhookTls,
+        namespace_metadata: Callable[[str], Awaitable[Object | None]],
+    ) -> None:
+        """`namespace_metadata`: as `Namespaces.metadata`."""
+        self.counts = WebhookCounts()
         self.tls = tls
         self._settings = settings
+        self._namespace_metadata = namespace_metadata
         app = web.Application(client_max_size=MAX_BODY)
         app.router.add_post(PATH, self._review)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
 
     def __repr__(self) -> str:
-        return f"<WebhookServer injected={self.injected} skipped={self.skipped} refused={self.refused}>"
+        return f"<WebhookServer {self.counts}>"
 
     async def start(self, host: str, port: int) -> int:
         """Returns the port, which the system chose if 0 was asked for. Raises OSError."""
@@ -104,6 +132,7 @@ class WebhookServer:
         await self._runner.cleanup()
 
     async def _review(self, request: web.Request) -> web.Response:
+        began = time.perf_counter()
         try:
             review = json.loads(await request.read())
             asked = review["request"]
@@ -111,31 +140,41 @@ class WebhookServer:
             if review.get("apiVersion") != "admission.k8s.io/v1" or pod.get("kind", "Pod") != "Pod":
                 raise ValueError("not an AdmissionReview v1 of a Pod")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self.counts.malformed += 1
             return web.Response(status=400, text=f"not an AdmissionReview v1 of a Pod: {error!r}\n")
-        response = self._answer(str(uid), str(asked.get("namespace", "")), pod)
+        response = {"uid": str(uid), **await self._answer(str(asked.get("namespace", "")), pod)}
+        self.counts.seconds += time.perf_counter() - began
         return web.json_response(
             {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}
         )
 
-    def _answer(self, uid: str, namespace: str, pod: Mapping[str, Any]) -> Object:
+    async def _answer(self, namespace: str, pod: Mapping[str, Any]) -> Object:
         metadata = pod.get("metadata") or {}
         name = f"{namespace}/{metadata.get('name') or metadata.get('generateName', '')}"
+        known = await self._namespace_metadata(namespace)
         try:
-            injection = inject(metadata, pod.get("spec") or {}, self._settings)
+            injection = inject(metadata, pod.get("spec") or {}, self._settings, known)
         except InjectionError as error:
-            self.refused += 1
+            self.counts.refused += 1
             log.warning("pod refused pod=%s reason=%s", name, error)
-            return {"uid": uid, "allowed": False, "status": {"code": 400, "message": f"pilotfish: {error}"}}
+            return {"allowed": False, "status": {"code": 400, "message": f"pilotfish: {error}"}}
         if injection.skipped:
-            self.skipped += 1
+            self.counts.skipped += 1
             log.info("pod left as it is pod=%s reason=%s", name, injection.skipped)
-            return {"uid": uid, "allowed": True}
-        self.injected += 1
+            return {"allowed": True}
+        self.counts.injected += 1
         log.info("sidecar added pod=%s", name)
+        warnings = list(injection.warnings)
+        if known is None:
+            warnings.append(
+                f"pilotfish: namespace {namespace} could not be read: its annotations do not count"
+            )
+        for warning in warnings:
+            log.warning("pod=%s %s", name, warning)
         patch = json.dumps(json_patch(pod, injection)).encode()
         return {
-            "uid": uid,
             "allowed": True,
             "patchType": "JSONPatch",
             "patch": base64.b64encode(patch).decode(),
+            **({"warnings": warnings} if warnings else {}),
         }

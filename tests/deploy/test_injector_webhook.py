@@ -16,6 +16,7 @@ import pytest
 
 from control_plane.ca import root
 from control_plane.ca.authority import CertificateAuthority
+from control_plane.injector.namespaces import Namespaces
 from control_plane.injector.publish import publish_ca_bundle, publish_root
 from control_plane.injector.service import Injector, webhook_names
 from control_plane.injector.sidecar_container import InjectionSettings
@@ -76,7 +77,8 @@ def run(tmp_path: Path, test: Callable[[Rig, KubeApi, Clock], Awaitable[None]]) 
         authority = root.self_made(tmp_path / "ca", "cluster.local", timedelta(hours=24), clock)
         async with KubeApi(tmp_path) as api:
             client = KubeClient(from_kubeconfig(api.kubeconfig()))
-            injector = Injector(client, NAMESPACE, authority, InjectionSettings(image="sidecar:1"), clock)
+            settings = InjectionSettings(image="sidecar:1", init_image="init:1")
+            injector = Injector(client, NAMESPACE, authority, settings, clock)
             rig = Rig(injector, authority, client)
             rig.port = await injector.start("127.0.0.1", 0)
             try:
@@ -100,7 +102,7 @@ def test_a_pod_gets_a_patch_with_the_mesh_s_root(tmp_path: Path) -> None:
             "JSONPatch",
         )
         patch = {item["path"]: item["value"] for item in json.loads(base64.b64decode(response["patch"]))}
-        environment = {item["name"]: item.get("value") for item in patch["/spec/initContainers"][0]["env"]}
+        environment = {item["name"]: item.get("value") for item in patch["/spec/initContainers"][1]["env"]}
         assert environment["PILOTFISH_ROOT_PEM"] == rig.authority.root_pem
 
     run(tmp_path, test)
@@ -120,6 +122,94 @@ def test_a_mistake_in_an_annotation_is_told_to_its_author(tmp_path: Path) -> Non
         response = (await rig.ask(review(pod)))[1]["response"]
         assert response["allowed"] is False
         assert response["status"]["message"].startswith("pilotfish: mesh.pilotfish.dev/proxy-cpu is 'many'")
+
+    run(tmp_path, test)
+
+
+def patched(answer: Any) -> dict[str, Any]:
+    patch = json.loads(base64.b64decode(answer["response"]["patch"]))
+    return {item["path"]: item["value"] for item in patch}
+
+
+def namespace(**metadata: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": "shop", "namespace": "", **metadata},
+    }
+
+
+def test_the_namespace_s_annotations_are_defaults_and_its_pod_security_is_obeyed(tmp_path: Path) -> None:
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        api.put(
+            namespace(
+                annotations={"mesh.pilotfish.dev/log-level": "debug"},
+                labels={"pod-security.kubernetes.io/enforce": "restricted"},
+            )
+        )
+        answer = (await rig.ask(review()))[1]
+        sidecar = patched(answer)["/spec/initContainers"][0]
+        assert sidecar["name"] == "pilotfish-sidecar"
+        assert sidecar["args"][-2:] == ["--log-level", "debug"]
+        [warning] = answer["response"]["warnings"]
+        assert warning.startswith("pilotfish: not captured, because the namespace enforces")
+
+    run(tmp_path, test)
+
+
+def test_what_the_author_should_know_comes_as_warnings(tmp_path: Path) -> None:
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        api.put(namespace())
+        pod = {**POD, "metadata": {"annotations": {"mesh.pilotfish.dev/proxy-cpus": "1"}}}
+        response = (await rig.ask(review(pod)))[1]["response"]
+        assert response["allowed"] is True
+        assert response["warnings"] == [
+            "pilotfish: annotation mesh.pilotfish.dev/proxy-cpus is not known and does nothing; "
+            "did you mean proxy-cpu?"
+        ]
+
+    run(tmp_path, test)
+
+
+def test_pods_are_injected_when_their_namespace_cannot_be_read(tmp_path: Path) -> None:
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        api.answer(500, path="namespaces/shop", times=1)
+        answer = (await rig.ask(review()))[1]
+        assert "/spec/initContainers" in patched(answer)
+        [warning] = answer["response"]["warnings"]
+        assert warning.startswith("pilotfish: namespace shop could not be read")
+
+    run(tmp_path, test)
+
+
+def test_reviews_are_counted_by_outcome(tmp_path: Path) -> None:
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        api.put(namespace())
+        for annotation in ({}, {"inject": "disabled"}, {"proxy-cpu": "many"}):
+            named = {f"mesh.pilotfish.dev/{knob}": value for knob, value in annotation.items()}
+            await rig.ask(review({**POD, "metadata": {"annotations": named}}))
+        await rig.ask({})
+        counts = rig.injector.webhook.counts
+        assert counts.by_outcome() == {"injected": 1, "skipped": 1, "refused": 1, "malformed": 1}
+        assert counts.seconds > 0
+
+    run(tmp_path, test)
+
+
+def test_a_namespace_is_asked_for_once_in_a_while_and_remembered_when_nobody_answers(tmp_path: Path) -> None:
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        now = 0.0
+        namespaces = Namespaces(rig.client, lambda: now)
+        api.put(namespace(annotations={"a": "1"}))
+        assert (await namespaces.metadata("shop") or {})["annotations"] == {"a": "1"}
+        api.put(namespace(annotations={"a": "2"}))
+        assert (await namespaces.metadata("shop") or {})["annotations"] == {"a": "1"}
+        now = 60.0
+        api.answer(500, path="namespaces/shop", times=1)
+        assert (await namespaces.metadata("shop") or {})["annotations"] == {"a": "1"}
+        assert (await namespaces.metadata("shop") or {})["annotations"] == {"a": "2"}
+        assert await namespaces.metadata("nowhere") == {}
+        assert await namespaces.metadata("../pods") == {}
 
     run(tmp_path, test)
 

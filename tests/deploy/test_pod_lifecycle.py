@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from control_plane.injector.patch import read_annotations
-from control_plane.injector.sidecar_container import InjectionSettings, sidecar_container
+from control_plane.injector.patch import inject
+from control_plane.injector.sidecar_container import InjectionSettings
 from pilotfish.drain import drain, run_drain, run_wait, wait_ready
 from pilotfish.pod_bootstrap import PodError, bootstrap_file, pod_workload
 from sidecar.bootstrap import load_bootstrap
@@ -34,7 +34,7 @@ FIELDS = {
 def environment() -> dict[str, str]:
     """As the kubelet makes it of what the injector wrote."""
     settings = InjectionSettings(image="x", root_pem=ROOT_PEM, otlp="jaeger:4318")
-    container = sidecar_container(settings, read_annotations({}), 30)
+    [container] = inject({}, {"containers": [{"name": "app"}]}, settings).spec["initContainers"]
     return FIELDS | {item["name"]: item["value"] for item in container["env"] if "value" in item}
 
 
