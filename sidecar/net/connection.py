@@ -18,9 +18,10 @@ from typing import cast
 
 from sidecar.net.connection_types import ConnectError, ConnectionOwner, HalfClosing, LeavesBytes
 from sidecar.net.handshakes import Handshake
+from sidecar.net.original_dst import original_destination
 from sidecar.net.peer import PeerInfo, read_certificate
 from sidecar.net.read_buffer import read_buffer
-from sidecar.net.sockets import Address, keep_alive
+from sidecar.net.sockets import Address, connect_from, keep_alive
 from sidecar.net.tls import TlsError, TlsParameters, TlsSession
 from sidecar.protocol.events import BULK, Codec
 
@@ -47,6 +48,7 @@ class Connection(asyncio.BufferedProtocol):
         "_buffer",
         "_close_wanted",
         "_closing",
+        "_eof_told",
         "_flush_scheduled",
         "_half_closing",
         "_handshake",
@@ -104,6 +106,7 @@ class Connection(asyncio.BufferedProtocol):
         self._half_closing = False
         self._written_eof = False
         self._peer_eof = False
+        self._eof_told = False
         self._close_wanted = False
         self._closing = False
         self._reported = False
@@ -116,15 +119,26 @@ class Connection(asyncio.BufferedProtocol):
         return self._tls.identity if self._tls is not None else ""
 
     def start_tls(self, tls: TlsParameters) -> None:
-        """Server side, in `on_unread`: what was read so far begins a TLS handshake. `on_secured` follows."""
-        if self._session is not None or self.codec is not None:
+        """Server side, in `on_unread` or from a codec that only looked at what was read so far, which begins
+        a TLS handshake. `on_secured` follows."""
+        old, self.codec = self.codec, None
+        if self._session is not None or not (old is None or hasattr(old, "take_leftover")):
             raise RuntimeError(f"{self!r} cannot start TLS: it has a codec or TLS already")
+        if old is not None:
+            self._retire(old)
         self._tls = tls
         self._session = TlsSession(tls, self._server_side)
         self._handshake = Handshake(self._loop, self._session, self._on_handshake_step, self._fail_handshake)
         data = self.take_unread()
         if data or not self._server_side:
             self._handshake.feed(data)
+        if self._peer_eof:
+            self._fail_handshake("peer closed the connection")
+
+    def original_destination(self) -> tuple[str, int] | None:
+        """Where the peer was going, if the kernel knows; see `net/original_dst.py`."""
+        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
+        return original_destination(sock, ":" in self.peer.local[0]) if sock is not None else None
 
     def set_codec(self, codec: Codec) -> None:
         """Let `codec` have the connection, starting with the bytes not read yet. Called again, it swaps
@@ -142,6 +156,7 @@ class Connection(asyncio.BufferedProtocol):
             codec.connection_lost(self._reason or "connection closed")
             return
         self._half_closing = hasattr(codec, "want_eof")
+        self._eof_told = False
         if self._read_paused:
             self._on_read_pause(False)
         if self._write_paused:
@@ -152,7 +167,8 @@ class Connection(asyncio.BufferedProtocol):
             self._feed(data)
         else:
             self._flush()
-        if self._peer_eof and not self._closing:
+        ended = self._peer_eof or (self._session is not None and self._session.peer_closed)
+        if ended and not self._closing:
             self._receive_eof()
 
     def take_unread(self) -> bytes:
@@ -388,13 +404,19 @@ class Connection(asyncio.BufferedProtocol):
         self._flush()
 
     def _receive_eof(self) -> None:
+        """FIN or close_notify, of which a codec hears once."""
         codec = self.codec
         assert codec is not None
+        if self._eof_told:
+            return
+        self._eof_told = True
         self._receiving = True
         codec.receive_eof()
         self._receiving = False
         self._flush()
-        if not self._closing and not self._half_closing and not codec.active_streams:
+        if self._closing or self._half_closing or getattr(codec, "behind", False):
+            return
+        if not codec.active_streams:
             self._reason = "peer closed the connection"
             self._begin_close()
 
@@ -556,8 +578,10 @@ async def connect(
     owner: ConnectionOwner,
     tls: TlsParameters | None,
     timeout: float,  # noqa: ASYNC109 (several steps share it, and the error names the one)
+    sources: tuple[str, ...] = (),
 ) -> Connection:
-    """Connect and, with `tls`, shake hands, all within `timeout` seconds. Raises ConnectError.
+    """Connect and, with `tls`, shake hands, all within `timeout` seconds. Raises ConnectError. `sources`: IP
+    addresses, of which the one of the other side's family is connected from.
 
     Under TLS 1.3 a server that refuses this side's certificate says so only afterwards: that comes as
     the loss of the connection, with the alert's name in the reason.
@@ -566,7 +590,11 @@ async def connect(
     connection = Connection(loop, owner, tls, False, waiter)
     try:
         async with asyncio.timeout(timeout):
-            transport, _ = await loop.create_connection(lambda: connection, address.host, address.port)
+            if sources:
+                sock = await connect_from(loop, address, sources)
+                transport, _ = await loop.create_connection(lambda: connection, sock=sock)
+            else:
+                transport, _ = await loop.create_connection(lambda: connection, address.host, address.port)
             keep_alive(transport.get_extra_info("socket"))
             await waiter
     except TimeoutError:

@@ -54,7 +54,7 @@ def _remember(heads: dict[bytes, ParsedRequest], key: bytes, parsed: ParsedReque
 class H1ServerCodec(H1Connection):
     """One connection from a client. `available` and `open_stream` are for the other side."""
 
-    __slots__ = ("_begun", "_behind", "_eof", "_heads", "_shared_heads", "leave")
+    __slots__ = ("_begun", "_eof", "_heads", "_shared_heads", "behind", "leave")
 
     _stream: H1ServerStream | None
 
@@ -72,7 +72,7 @@ class H1ServerCodec(H1Connection):
         self._eof = False
         self._begun = 0
         """Requests so far."""
-        self._behind = False
+        self.behind = False
         """More whole requests may be at hand than one turn of the event loop is given to."""
         self.leave = False
         """Close when the exchange on the way is over."""
@@ -90,7 +90,7 @@ class H1ServerCodec(H1Connection):
     def receive(self, data: bytes) -> None:
         if self.should_close:
             return
-        if self._behind:
+        if self.behind:
             self._hold(data)
             return
         self._receiving = True
@@ -107,7 +107,7 @@ class H1ServerCodec(H1Connection):
         self._eof = True
         stream = self._stream
         if stream is None:
-            if not ((self._output_paused or self._behind) and self._input):
+            if not ((self._output_paused or self.behind) and self._input):
                 self.close()
         elif stream.receiving == TUNNEL:
             stream.receiving = DONE
@@ -122,7 +122,7 @@ class H1ServerCodec(H1Connection):
     def take_output(self) -> bytes:
         # A tunnel that has just been granted may be handed to another codec, with what the client sent
         # ahead. So its bytes go to this stream's handler only one flush after the answer has left.
-        if self._behind:
+        if self.behind:
             self._catch_up()
         stream = self._stream
         if stream is None or stream.receiving != TUNNEL_HELD or not (self._input or self._eof):
@@ -172,7 +172,7 @@ class H1ServerCodec(H1Connection):
                         self._hold(data)
                         return
                     if self._begun == last:
-                        self._behind = True
+                        self.behind = True
                         self._hold(data)
                         return
                     data = self._begin(data)
@@ -189,7 +189,7 @@ class H1ServerCodec(H1Connection):
         if self._out:  # of this turn
             self.on_output()
             return
-        self._behind = False
+        self.behind = False
         self._replay()
 
     def _hold(self, data: bytes) -> None:
@@ -204,7 +204,7 @@ class H1ServerCodec(H1Connection):
         self._input.clear()
         self._receiving = True
         self._process(data)
-        if self._eof and self._stream is None and not self._output_paused and not self._behind:
+        if self._eof and self._stream is None and not self._output_paused and not self.behind:
             self.close()
         self._receiving = False
         self.update_read_pause()
@@ -227,9 +227,13 @@ class H1ServerCodec(H1Connection):
         if not body:
             stream.receiving = DONE
             self.handler.on_request(stream, parsed.head, True)
-        else:
-            stream.expect_body(TUNNEL_HELD if body == TUNNEL else body)
-            self.handler.on_request(stream, parsed.head, False)
+            return rest
+        if body == TUNNEL:
+            # Another codec may take over before the handler returns, and what came behind goes with it.
+            self._hold(rest)
+            rest = b""
+        stream.expect_body(TUNNEL_HELD if body == TUNNEL else body)
+        self.handler.on_request(stream, parsed.head, False)
         return rest
 
     def _parse(self, raw: bytes) -> ParsedRequest:

@@ -36,6 +36,10 @@ from sidecar.protocol.hpack import HeaderBlock, HpackBombError, HpackDecoder, Hp
 __all__ = ["H2Codec", "H2Options"]
 
 _MAX_CONTINUATIONS = 64
+_WORK_A_TURN = 512
+_HEAD_WORK = 8
+"""Frames that are taken in one turn of the event loop, a header section counting for several: 64 KiB may hold
+thousands of requests, and other connections would wait for all of them."""
 _REFUSAL_COST = 1
 _RESET_COST = 2
 _TOO_LARGE_COST = 8
@@ -73,6 +77,10 @@ class H2Codec(H2Control):
         self._continued_flags = 0
         # Twice the list's limit: literals may be sent less compactly than they are counted.
         self._max_block = 2 * options.max_header_bytes + frames.DEFAULT_FRAME_SIZE
+        self._held = b""
+        """What waits for the turns that follow, while `behind`."""
+        self._turn_taken = False
+        self._eof_waits = False
 
     # --- input --------------------------------------------------------------------------------
 
@@ -80,9 +88,16 @@ class H2Codec(H2Control):
         """Bytes from the peer."""
         if self.failed:
             return
-        self.heard = self.signalled = True  # the driver takes the output after this call
+        self.heard = True
         if self.debt:
             self.debt -= 1
+        if self.behind:  # read before reading paused
+            self._held += data
+        else:
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        self.signalled = True  # the driver takes the output after this call
         try:
             if self._preface_left:
                 data = self._receive_preface(data)
@@ -123,6 +138,7 @@ class H2Codec(H2Control):
         """Take every whole frame of `data` from `pos` on; keep the rest until more comes."""
         size = len(data)
         max_frame_size = self.options.max_frame_size
+        work = _WORK_A_TURN
         while size - pos >= 9:
             high, low, kind, flags, stream_id = _unpack(data, pos)
             length = high << 8 | low
@@ -137,6 +153,7 @@ class H2Codec(H2Control):
             if self._gate:
                 self._check_gate(kind, flags, stream_id)
             if kind == 1:
+                work -= _HEAD_WORK
                 if flags & 0x2C == 4:
                     self._on_header_block(stream_id, flags, data[pos + 9 : end])
                 else:
@@ -153,9 +170,41 @@ class H2Codec(H2Control):
             if self.failed:
                 return
             pos = end
+            work -= 1
+            if work <= 0 and pos < size:
+                self._fall_behind(data[pos:])
+                return
         if pos < size:
             self._needed = 9
             self._partial += memoryview(data)[pos:]
+
+    def _fall_behind(self, rest: bytes) -> None:
+        self._held = rest
+        if not self.behind:
+            self.behind = self._turn_taken = True
+            self.on_read_pause(True)
+
+    def catch_up(self) -> None:
+        """Some of what waits, unless `receive` has just had this turn; the rest in the turns that follow."""
+        if self._turn_taken:
+            self._turn_taken = False
+        else:
+            data, self._held = self._held, b""
+            if not self.failed:
+                self._take(data)
+        if self._held:
+            self.on_output()
+            return
+        self.behind = False
+        self.on_read_pause(False)
+        if self._eof_waits:
+            self.receive_eof()
+
+    def receive_eof(self) -> None:
+        """The peer sends no more: streams whose message is incomplete are lost, others may be answered."""
+        self._eof_waits = self.behind
+        if not self.behind:
+            super().receive_eof()
 
     def awaited_head(self) -> int:
         """Server side, see `ConnectionManager`: preface, first SETTINGS and header sections."""

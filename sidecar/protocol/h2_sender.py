@@ -87,6 +87,8 @@ class H2Sender:
         """Octets of large body pieces in the output."""
         self.signalled = False
         """on_output was called, or need not be because the driver takes the output anyway."""
+        self.behind = False
+        """More frames are at hand than one turn of the event loop is given to."""
         self.debt = 0
         """What the peer has made this side do without any progress (see `H2Codec`)."""
         self.stream_update_threshold = max(1, options.initial_stream_window_size // 2)
@@ -105,6 +107,8 @@ class H2Sender:
     def take_output(self) -> bytes:
         """Bytes to write now, not much more than BULK at once."""
         self.signalled = False
+        if self.behind:
+            self.catch_up()
         out = self._out
         if not out:
             return b""
@@ -139,6 +143,10 @@ class H2Sender:
         self._unread += size
         if self._unread > _MAX_UNREAD:
             self.fail(ErrorCode.ENHANCE_YOUR_CALM, "answers are not read")
+
+    def catch_up(self) -> None:
+        """Take some of the frames that wait."""
+        raise NotImplementedError
 
     def fail(self, code: ErrorCode, text: str) -> None:
         """End the connection with an error."""

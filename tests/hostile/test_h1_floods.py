@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 
@@ -85,6 +86,14 @@ def test_pipelined_requests_are_answered_in_order_and_other_peers_too(target: Ta
             peer.read_until(lambda n=n: peer.received.count(b"HTTP/1.1 30") == 50 * (n + 1))
         statuses = [int(part[:3]) for part in bytes(peer.received).split(b"HTTP/1.1 ")[1:]]
         assert statuses == [300, 301] * 500
+
+
+def test_what_was_pipelined_before_the_end_of_the_input_is_answered(target: Target) -> None:
+    """Over several turns, which the end must not cut short."""
+    with target.under_attack(), target.h1() as peer:
+        peer.send(b"GET /direct HTTP/1.1\r\nhost: a\r\n\r\n" * 100)
+        peer.sock.shutdown(socket.SHUT_WR)
+        assert peer.read_end().count(b"HTTP/1.1 200 ") == 100
 
 
 def test_a_body_that_nobody_wants_is_not_read_for_ever(target: Target) -> None:

@@ -142,3 +142,28 @@ def test_a_window_opened_byte_by_byte(target: Target) -> None:
         time.sleep(0.1)
         assert peer.flood(f.window_update(1, 1) * 500) == CALM
     assert len(peer.of(f.DATA)) < 2000
+
+
+def test_reads_full_of_requests_do_not_hold_up_others(target: Target) -> None:
+    """Requests of 13 octets, legal and answered: 5,000 of them in every 64 KiB."""
+    again = b"\x82\x86\xbf\xbe"
+    with target.under_attack(cpu=15.0, worst=0.4), target.h2() as peer:
+        first = b"\x82\x86\x41\x04test\x44\x07/direct"
+        peer.send(f.frame(f.HEADERS, 5, peer.new_id(), first))
+        for _ in range(6):
+            ids = [peer.new_id() for _ in range(5000)]
+            peer.received.clear()
+            peer.send(b"".join(f.frame(f.HEADERS, 5, i, again) for i in ids))
+            last = b"\x01\x05" + ids[-1].to_bytes(4, "big")
+            peer.read_until(lambda last=last: last in peer.received, 20.0)
+
+
+def test_data_in_pieces_of_one_byte_does_not_hold_up_others(target: Target) -> None:
+    with target.under_attack(cpu=10.0, worst=0.4), target.h2() as peer:
+        peer.send(f.headers(1, request("/headers", "POST")))
+        for _ in range(15):
+            assert peer.send(f.data(1, b"x") * 6500)
+            peer.read()
+        peer.send(f.data(1, b"", True))
+        peer.read_until(lambda: peer.of(f.DATA), 20.0)
+        assert b'"size": 97500' in b"".join(frame.payload for frame in peer.of(f.DATA))

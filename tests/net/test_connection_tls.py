@@ -19,7 +19,16 @@ from sidecar.config.resources import SocketAddress
 from sidecar.net.connection import ConnectError, Connection, connect
 from sidecar.net.tls import TlsParameters
 from tests.support.certs import CertificateFiles, make_ca
-from tests.support.connections import Owner, RecordingCodec, Server, client_tls, run, server_tls, until
+from tests.support.connections import (
+    HalfClosingCodec,
+    Owner,
+    RecordingCodec,
+    Server,
+    client_tls,
+    run,
+    server_tls,
+    until,
+)
 
 IDENTITY = "spiffe://cluster.local/ns/shop/sa/users"
 
@@ -282,6 +291,25 @@ def test_data_and_close_in_one_piece_are_both_delivered(files: CertificateFiles)
             await until(lambda: server_codec.eof)
             assert bytes(server_codec.received) == b"all of it"
             await until(lambda: server_codec.lost and client_codec.lost)
+
+    run(main)
+
+
+def test_a_codec_that_follows_close_notify_hears_of_it(files: CertificateFiles) -> None:
+    async def main() -> None:
+        first, second = HalfClosingCodec(), HalfClosingCodec()
+        owner = Owner(lambda: first)
+        async with Server(owner, server_tls(files)) as server:
+            mine = HalfClosingCodec()
+            client = await dial(server, Owner(lambda: mine), client_tls(files))
+            mine.write(b"that was all")
+            mine.want_eof = True
+            mine.on_output()
+            await until(lambda: first.eof)
+            assert not second.eof
+            server.connections[0].set_codec(second)
+            assert second.eof
+            client.abort()
 
     run(main)
 

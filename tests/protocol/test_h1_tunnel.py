@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.protocol.events import RequestHead, ResponseHead
+from sidecar.protocol.events import RequestHead, ResponseHead, Stream
 from sidecar.protocol.h1 import H1ClientCodec, H1Options, H1ServerCodec
 from tests.support.codec_events import ConnectionLog, Driver, StreamLog
 
@@ -48,6 +48,24 @@ def test_connect_becomes_a_stream_of_bytes_both_ways() -> None:
     assert log.take() == [("data", b"\x00\x01GET / HTTP/1.1\r\n\r\n", False)]
     assert stream.send_data(b"reply", False) == 5
     assert codec.take_output() == b"reply"
+
+
+def test_a_pipelined_connect_handed_over_at_once_takes_its_bytes_along() -> None:
+    """As where the response before it completes: no `receive` is under way that could go on with the rest."""
+    leftover: list[bytes] = []
+
+    def hand_over(stream: Stream, head: RequestHead) -> None:
+        if head.method == b"CONNECT":
+            stream.send_response(ResponseHead(200), False)
+            codec.take_output()
+            leftover.append(codec.take_leftover())
+
+    log = ConnectionLog(hand_over)
+    codec = H1ServerCodec(log, H1Options())
+    Driver(codec)
+    codec.receive(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" + CONNECT + b"early bytes")
+    log.streams[0].send_response(ResponseHead(204), True)
+    assert leftover == [b"early bytes"]
 
 
 def test_each_direction_of_a_tunnel_ends_on_its_own() -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.support.pairs import Peer, TcpApp, World
+from tests.support.pairs import Peer, RawApp, TcpApp, World, ok
 from tests.support.processes import eventually
 
 GREETS, DECLARED = 9101, 9102
@@ -73,6 +73,22 @@ def test_the_server_may_end_first_and_go_on_reading(world: World, way: str) -> N
         peer.send(b"thank you")
         peer.end()
         eventually(lambda: got == [b"thank you"], "the application to read on", 5)
+
+
+def test_bytes_behind_a_pipelined_connect_reach_the_server(world: World, web: RawApp) -> None:
+    """All in one packet: the CONNECT is begun when the response before it is complete."""
+    web.on("/before", ok())
+    with app(world, 7102, echo), world.dial() as peer:
+        peer.send(
+            b"GET /before HTTP/1.1\r\nHost: web\r\n\r\n"
+            b"CONNECT declared:7102 HTTP/1.1\r\nHost: declared:7102\r\n\r\nearly bytes"
+        )
+        peer.answer()
+        assert peer.until(b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+        assert peer.exactly(11) == b"early bytes"
+        peer.send(b", late bytes")
+        peer.end()
+        assert peer.rest() == b", late bytes"
 
 
 @WAYS

@@ -194,7 +194,10 @@ class Connection:
         return self.take()
 
     def take(self) -> list[Frame]:
-        octets = b"".join(iter(self.codec.take_output, b""))
+        """What it writes until nothing waits for a turn of the event loop any more."""
+        octets = b""
+        while (more := self.codec.take_output()) or self.codec.behind:
+            octets += more
         return parse(octets.removeprefix(PREFACE))
 
     def request(self, head: RequestHead | None = None, end_stream: bool = True) -> Recorder:

@@ -142,7 +142,9 @@ class Target:
         grown = self.sidecar.resident() - memory_before
         assert not witness.failures, witness.failures[:3]
         assert witness.count > 2
-        assert max(witness.times) < worst, f"slowest of {witness.count} polite requests"
+        slowest = max(witness.times)
+        kind = ("kept", "new")[witness.times.index(slowest) % 2]
+        assert slowest < worst, f"{slowest:.3f} s on a {kind} connection, of {witness.count} requests"
         assert statistics.median(witness.times) < worst / 10
         assert cpu_used < cpu
         assert grown < memory, f"{grown:.1f} MiB more than before"
