@@ -26,6 +26,9 @@ Object = dict[str, Any]
 TIMEOUT = 15.0
 """Seconds for one answer; the API server itself gives up on a webhook after 5."""
 _PAGE = 500
+_UNREACHED = (
+    "is a NetworkPolicy or a firewall between them? docs/troubleshooting.md#the-api-server-cannot-reach-a-pod"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ class Api:
             raise ApiError(
                 answer.status,
                 f"the API server cannot reach {namespace}/{pod} at port {port}: {_message(answer)}",
-                "is a NetworkPolicy or a firewall between them? docs/troubleshooting.md#the-api-server-cannot-reach-a-pod",
+                _UNREACHED,
             )
         return answer
 

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mesh_api.names import GROUP
+
+INJECT = f"{GROUP}/inject"
+"""Label of namespaces whose pods get sidecars, and of pods that do not want one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:

@@ -1,0 +1,168 @@
+"""What the replicas of the control plane say: every sidecar is connected to one of them, so all are asked.
+
+Used by `status` and `check`. Their status pages are asked through the API server, or at addresses.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from mesh_api.names import STATUS_PORT
+from pilotfish.operator.api import Api, Object
+from pilotfish.operator.errors import ApiError, OperatorError
+from pilotfish.operator.kinds import PODS
+
+CONTROL_PLANE = "pilotfish-control-plane"
+"""Name of Deployment, Service and ServiceAccount in `deploy/k8s`."""
+SYSTEM_NAMESPACE = "pilotfish-system"
+SELECTOR = f"app.kubernetes.io/name={CONTROL_PLANE}"
+_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One process of the control plane."""
+
+    name: str
+    status: Object
+    """`/status.json`; empty when there is an error."""
+    error: str = ""
+    hint: str = ""
+    date: float | None = None
+    """When it answered by the clock of the API server; None: not known."""
+
+    @property
+    def version(self) -> str:
+        """`unknown` of one that is older than this field."""
+        return str(self.status.get("version") or "unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """One sidecar (or other xDS client) that is connected."""
+
+    node: str
+    namespace: str
+    version: str
+    in_step: bool
+    why: tuple[str, ...]
+    """Why it is not in step: what it refused, with its own words, and what is under way."""
+    not_after: datetime | None
+    """When its certificate ends; None: not known to any replica."""
+    replica: str
+    connected_at: str
+
+    @property
+    def name(self) -> str:
+        """Of the pod or workload: sidecars call themselves NAME.NAMESPACE."""
+        return self.node.removesuffix(f".{self.namespace}")
+
+
+def replicas_in(api: Api, namespace: str) -> list[Replica]:
+    """Asks all that run. Raises OperatorError when there is none, and ApiError."""
+    pods = [pod for pod in api.items(PODS, namespace, SELECTOR) if _runs(pod)]
+    if not pods:
+        raise OperatorError(
+            f"no control plane runs in namespace {namespace}",
+            "pilotfish check says what is missing; if it is elsewhere, use --system-namespace",
+        )
+    return [_asked(api, namespace, str(pod["metadata"]["name"])) for pod in pods]
+
+
+def _runs(pod: Object) -> bool:
+    running = (pod.get("status") or {}).get("phase") == "Running"
+    return running and not pod["metadata"].get("deletionTimestamp")
+
+
+def _asked(api: Api, namespace: str, pod: str) -> Replica:
+    try:
+        answer = api.page(namespace, pod, STATUS_PORT, "/status.json")
+        if answer.status != 200:
+            return Replica(pod, {}, f"its status page answered with {answer.status}: {answer.text()[:200]}")
+        return Replica(pod, _object(answer.body), date=answer.date)
+    except ApiError as error:
+        return Replica(pod, {}, error.text, error.hint)
+    except ValueError:
+        return Replica(pod, {}, "its status page is no JSON object")
+
+
+def replicas_at(addresses: Iterable[str]) -> list[Replica]:
+    """Asks `HOST:PORT` of status ports. Raises OperatorError."""
+    return [Replica(address, fetch(address, "/status.json", "control plane")) for address in addresses]
+
+
+def fetch(address: str, path: str, what: str) -> Any:
+    """The JSON at a plain HTTP address, `what` it belongs to. Raises OperatorError."""
+    connection = http.client.HTTPConnection(address, timeout=_TIMEOUT)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        body = response.read()
+        if response.status != 200:
+            text = body.decode("utf-8", "replace").strip()
+            raise OperatorError(f"{what} at {address} answered {path} with {response.status}: {text}")
+        return json.loads(body)
+    except (OSError, http.client.HTTPException) as error:
+        raise OperatorError(
+            f"no answer from the {what} at {address}: {error or type(error).__name__}"
+        ) from error
+    except ValueError as error:
+        raise OperatorError(f"what {address} sends for {path} is no JSON: is it a {what}?") from error
+    finally:
+        connection.close()
+
+
+def _object(body: bytes) -> Object:
+    found = json.loads(body)
+    if not isinstance(found, dict):
+        raise ValueError("not an object")
+    return found
+
+
+def clients_of(replicas: Sequence[Replica]) -> list[Client]:
+    """All clients by namespace and name. One that two replicas know is with the one it came to last."""
+    ends: dict[tuple[str, str], datetime] = {}
+    for replica in replicas:
+        for entry in (replica.status.get("certificates") or {}).get("issued") or ():
+            key, end = (entry["identity"], entry["host"]), parse_time(entry["not_after"])
+            ends[key] = max(end, ends.get(key, end))
+    newest: dict[tuple[str, str], Client] = {}
+    for replica in replicas:
+        for entry in replica.status.get("clients") or ():
+            client = _client(entry, replica.name, ends)
+            known = newest.get((client.namespace, client.node))
+            if known is None or client.connected_at > known.connected_at:
+                newest[client.namespace, client.node] = client
+    return [newest[key] for key in sorted(newest)]
+
+
+def _client(entry: Object, replica: str, ends: dict[tuple[str, str], datetime]) -> Client:
+    identity = str(entry["identity"])
+    return Client(
+        node=str(entry["node"]),
+        namespace=identity.partition("/")[0],
+        version=str(entry.get("version") or "unknown"),
+        in_step=bool(entry["in_step"]),
+        why=tuple(_reason(state) for state in entry["types"] if not state["in_step"]),
+        not_after=ends.get((identity, str(entry["peer"]).rpartition(":")[0])),
+        replica=replica,
+        connected_at=str(entry["connected_at"]),
+    )
+
+
+def _reason(state: Object) -> str:
+    refused = state.get("refused")
+    if not refused:
+        return f"{state['type']}: {state['state']}"
+    names = ", ".join(refused["names"])
+    return f"{state['type']} refused {names} since {refused['time']}: {refused['text']}"
+
+
+def parse_time(text: str) -> datetime:
+    """Of the status page and of Kubernetes objects."""
+    return datetime.fromisoformat(text)

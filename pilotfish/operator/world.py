@@ -1,0 +1,149 @@
+"""What `pilotfish check` reads of a cluster, each thing once and only when a fact needs it.
+
+Every attribute raises ApiError when it cannot be read. Failures are remembered: what is denied is asked once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from mesh_api.names import INJECTED_LABEL, SIDECAR_CONTAINER
+from pilotfish.operator import kinds
+from pilotfish.operator.api import Answer, Api, Object
+from pilotfish.operator.errors import OperatorError
+from pilotfish.operator.kinds import INJECT, Kind
+from pilotfish.operator.replicas import Client, Replica, clients_of, replicas_in
+
+T = TypeVar("T")
+
+
+class World:
+    """One cluster at one time."""
+
+    def __init__(
+        self, api: Api, system: str, namespace: str = "", now: Callable[[], float] = time.time
+    ) -> None:
+        """`system`: namespace of the control plane; `namespace`: the only one to look at, empty for all."""
+        self.api = api
+        self.system = system
+        self.namespace = namespace
+        self.now = now
+        self._read: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"<World {self.api!r} {sorted(self._read)}>"
+
+    def _once(self, what: str, read: Callable[[], T]) -> T:
+        if what not in self._read:
+            try:
+                self._read[what] = read()
+            except OperatorError as error:
+                self._read[what] = error
+        found = self._read[what]
+        if isinstance(found, OperatorError):
+            raise found
+        return found  # type: ignore[no-any-return]
+
+    @property
+    def version(self) -> tuple[float, Answer]:
+        """Our time when it was asked, and the answer of `/version`."""
+        return self._once("version", lambda: (self.now(), self.api.ask("GET", "/version")))
+
+    @property
+    def nodes(self) -> list[Object]:
+        return self._list(kinds.NODES)
+
+    @property
+    def namespaces(self) -> list[Object]:
+        return self._list(kinds.NAMESPACES)
+
+    @property
+    def labelled(self) -> list[str]:
+        """Namespaces whose new pods get a sidecar, of those that are looked at."""
+        return [
+            item["metadata"]["name"]
+            for item in self.namespaces
+            if (item["metadata"].get("labels") or {}).get(INJECT) == "enabled"
+            and self.namespace in ("", item["metadata"]["name"])
+        ]
+
+    @property
+    def pods(self) -> list[Object]:
+        """That have not ended, of the namespaces that are looked at."""
+        found = self._once("pods", lambda: self.api.items(kinds.PODS, self.namespace))
+        return [pod for pod in found if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")]
+
+    @property
+    def meshed(self) -> list[Object]:
+        return [pod for pod in self.pods if is_meshed(pod)]
+
+    @property
+    def deployment(self) -> Object | None:
+        return self._system(kinds.DEPLOYMENTS, "pilotfish-control-plane")
+
+    @property
+    def webhook(self) -> Object | None:
+        return self._once("webhook", lambda: self.api.get(kinds.WEBHOOKS, "", "pilotfish-injector"))
+
+    @property
+    def endpoint_slices(self) -> list[Object]:
+        return self._once("slices", lambda: self.api.items(kinds.ENDPOINT_SLICES, self.system))
+
+    @property
+    def replicas(self) -> list[Replica]:
+        return self._once("replicas", lambda: replicas_in(self.api, self.system))
+
+    @property
+    def answering(self) -> list[Replica]:
+        return [replica for replica in self.replicas if not replica.error]
+
+    @property
+    def clients(self) -> list[Client]:
+        found = clients_of(self.answering)
+        return [client for client in found if self.namespace in ("", client.namespace)]
+
+    def service(self, name: str) -> Object | None:
+        return self._system(kinds.SERVICES, name)
+
+    def routes(self, kind: Kind) -> list[Object]:
+        return self._once(kind.plural, lambda: self.api.items(kind, self.namespace))
+
+    def definition(self, name: str) -> Object | None:
+        return self._once(name, lambda: self.api.get(kinds.DEFINITIONS, "", name))
+
+    def group(self, group: str, version: str) -> Object | None:
+        """What the API server has of a group; everybody may ask."""
+        path = f"/apis/{group}/{version}"
+        return self._once(path, lambda: self.api.document(path))
+
+    def _list(self, kind: Kind) -> list[Object]:
+        return self._once(kind.plural, lambda: self.api.items(kind))
+
+    def _system(self, kind: Kind, name: str) -> Object | None:
+        return self._once(f"{kind.plural}/{name}", lambda: self.api.get(kind, self.system, name))
+
+
+def is_meshed(pod: Object) -> bool:
+    """Whether it was given a sidecar."""
+    labels = pod["metadata"].get("labels") or {}
+    return labels.get(INJECTED_LABEL) == "true" and container_state(pod, SIDECAR_CONTAINER) is not None
+
+
+def containers(pod: Object) -> Sequence[Object]:
+    """Init containers and others."""
+    return [*(pod["spec"].get("initContainers") or ()), *pod["spec"]["containers"]]
+
+
+def container_state(pod: Object, name: str) -> Object | None:
+    """Status of a container; empty: the kubelet has said nothing yet; None: the pod has none so called."""
+    if name not in (container.get("name") for container in containers(pod)):
+        return None
+    status = pod.get("status") or {}
+    found = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    return next((entry for entry in found if entry["name"] == name), {})
+
+
+def full_name(pod: Object) -> str:
+    return f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
