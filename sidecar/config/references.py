@@ -26,8 +26,8 @@ def listener_clusters(listener: ListenerConfig) -> Iterator[tuple[str, str]]:
     """Each cluster that a listener itself names (inline routes, TCP proxy, collector), with its path."""
     if listener.api_listener is not None:
         yield from _http_clusters("api_listener.api_listener", listener.api_listener)
-    for c, chain in enumerate(listener.filter_chains):
-        path = f"filter_chains[{c}].filters[0].typed_config"
+    for where, chain in listener.chains():
+        path = f"{where}.filters[0].typed_config"
         if isinstance(chain.network, TcpProxyConfig):
             for cluster in chain.network.clusters:
                 yield path, cluster.name
@@ -45,7 +45,7 @@ def _http_clusters(path: str, manager: HttpConnectionManagerConfig) -> Iterator[
 
 def listener_route_names(listener: ListenerConfig) -> Iterator[str]:
     """Names of the route tables that a socket listener gets over RDS."""
-    for chain in listener.filter_chains:
+    for _, chain in listener.chains():
         network = chain.network
         if isinstance(network, HttpConnectionManagerConfig) and network.rds_route_name:
             yield network.rds_route_name

@@ -62,6 +62,8 @@ class Discovery(enum.Enum):
     STRICT_DNS = "STRICT_DNS"
     LOGICAL_DNS = "LOGICAL_DNS"
     EDS = "EDS"
+    ORIGINAL_DST = "ORIGINAL_DST"
+    """To where the connection was going before it was redirected; for TCP proxies."""
 
 
 class LbPolicy(enum.Enum):
@@ -171,6 +173,8 @@ class ClusterConfig:
     dns_refresh_rate: float = 5.0
     dns_lookup_family: str = "AUTO"
     """Addresses that a STRICT_DNS or LOGICAL_DNS cluster uses: AUTO (both families), V4_ONLY or V6_ONLY."""
+    source_addresses: tuple[str, ...] = ()
+    """`upstream_bind_config`: connections are made from the one of the endpoint's family; empty: from any."""
 
 
 # --- routes --------------------------------------------------------------------------------------
@@ -414,11 +418,26 @@ class TcpProxyConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class FilterChainMatch:
+    """Envoy `FilterChainMatch`; a criterion that is not set takes everything."""
+
+    destination_port: int = 0
+    """Of the original destination where the connection was redirected."""
+    server_names: tuple[str, ...] = ()
+    """SNI in lower case: exact, or `*.suffix`."""
+    transport_protocol: str = ""
+    """tls or raw_buffer."""
+    application_protocols: tuple[str, ...] = ()
+    """ALPN: the client offers one of these."""
+
+
+@dataclass(frozen=True, slots=True)
 class FilterChainConfig:
-    """Envoy `FilterChain` with one network filter; the only one of its listener, so it matches everything."""
+    """Envoy `FilterChain` with one network filter."""
 
     network: HttpConnectionManagerConfig | TcpProxyConfig
     tls: TlsConfig | None = None
+    match: FilterChainMatch = FilterChainMatch()
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,6 +450,30 @@ class ListenerConfig:
     api_listener: HttpConnectionManagerConfig | None = None
     inbound: bool = False
     """`traffic_direction: INBOUND`."""
+    default_filter_chain: FilterChainConfig | None = None
+    """For connections that match none of `filter_chains`."""
+    additional_addresses: tuple[SocketAddress, ...] = ()
+    bind_to_port: bool = True
+    """False: gets its connections from a listener with `hand_off`."""
+    original_dst: bool = False
+    """Ask the kernel where a redirected connection was going (the listener filter of that name, or
+    `use_original_dst`)."""
+    hand_off: bool = False
+    """`use_original_dst`: a redirected connection goes to the listener of its original destination if there
+    is one."""
+    inspect_tls: bool = False
+    """Look at the client's first bytes before a filter chain is chosen, because the choice needs it."""
+    listener_filters_timeout: float = 15.0
+    """Seconds for these first bytes; 0.0: no limit."""
+    continue_on_timeout: bool = False
+    """A client that has said nothing by then is taken for plain text, instead of being dropped."""
+
+    def chains(self) -> tuple[tuple[str, FilterChainConfig], ...]:
+        """All filter chains, each with its path in the listener."""
+        found = [(f"filter_chains[{i}]", chain) for i, chain in enumerate(self.filter_chains)]
+        if self.default_filter_chain is not None:
+            found.append(("default_filter_chain", self.default_filter_chain))
+        return tuple(found)
 
 
 # --- bootstrap -----------------------------------------------------------------------------------

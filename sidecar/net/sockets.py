@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
@@ -13,6 +14,7 @@ DEFAULT_BACKLOG = 1024
 KEEPALIVE_IDLE = 30
 KEEPALIVE_INTERVAL = 10
 KEEPALIVE_PROBES = 3
+_IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; the socket module has no name for it
 
 
 class Address(Protocol):
@@ -52,6 +54,34 @@ def bind_listener(address: Address, name: str = "", backlog: int = DEFAULT_BACKL
     except OSError as error:
         sock.close()
         raise ListenError(f"{what}: {_advice(error, address)}") from error
+    return sock
+
+
+async def connect_from(
+    loop: asyncio.AbstractEventLoop, address: Address, sources: tuple[str, ...]
+) -> socket.socket:
+    """A socket connected to `address` from the one of `sources` (IP addresses) that is of its family. Raises
+    OSError, also when there is none: another source would mean another thing to the other side."""
+    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    pairs = [
+        (family, source, target)
+        for family, _, _, _, target in found
+        for source in sources
+        if (":" in source) is (family == socket.AF_INET6)
+    ]
+    if not pairs:
+        raise OSError(f"upstream_bind_config has no source address of the family of {address}")
+    family, source, target = pairs[0]
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        # A port for each pair of addresses, not one for all: chosen when connecting.
+        sock.setsockopt(socket.SOL_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+        sock.bind((source, 0))
+        await loop.sock_connect(sock, target)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 

@@ -54,8 +54,9 @@ def h2_options(
 
 
 class Chain(Interface):
-    def on_connection(self, conn: Connection) -> None:
-        """A connection is secured and has no codec yet."""
+    def on_connection(self, conn: Connection, destination: SocketAddress | None = None) -> None:
+        """A connection is secured and has no codec yet, or one that only looked at its first bytes.
+        `destination`: where it was going before it was redirected; None: it was not."""
 
     def drain(self, final: bool) -> None:
         """As `Codec.drain`, for all connections, those that are still to come included."""
@@ -80,6 +81,12 @@ class Tunnel(Interface):
         """Opaque sessions that have not ended."""
 
 
+class Capture(Interface):
+    """Takes over redirected connections of an outbound listener."""
+
+    def __call__(self, chain: HttpChain, conn: Connection, destination: SocketAddress) -> None: ...
+
+
 class HttpChain:
     """An HTTP connection manager and its connections."""
 
@@ -89,20 +96,24 @@ class HttpChain:
         stats: ListenerStats,
         make_h2: MakeH2,
         tunnel: Tunnel | None,
+        capture: Capture | None = None,
     ) -> None:
         self.context = context
         self.stats = stats
         self._make_h2 = make_h2
         self._tunnel = tunnel
+        self._capture = capture
         self.managers: set[ConnectionManager] = set()
         self._undecided: set[Connection] = set()
         self._h1: dict[tuple[str, int], tuple[H1Options, dict[bytes, ParsedRequest]]] = {}
         self._drained: bool | None = None
         """How far draining has come: None not begun, else `final` of the last `drain`."""
 
-    def on_connection(self, conn: Connection) -> None:
+    def on_connection(self, conn: Connection, destination: SocketAddress | None = None) -> None:
         codec = self.context.config.codec
-        if conn.peer.alpn in H2_ALPN or codec == "HTTP2":
+        if destination is not None and self._capture is not None:
+            self._capture(self, conn, destination)
+        elif conn.peer.alpn in H2_ALPN or codec == "HTTP2":
             self.serve(conn, Protocol.HTTP2)
         elif conn.peer.alpn == "http/1.1" or codec == "HTTP1":
             self.serve(conn, Protocol.HTTP1)
@@ -123,15 +134,16 @@ class HttpChain:
         if self.context.config.request_headers_timeout:
             codec.limit(self.context.config.request_headers_timeout)
 
-    def serve(self, conn: Connection, protocol: Protocol) -> None:
-        """Give the connection a codec and a manager."""
+    def serve(self, conn: Connection, protocol: Protocol, context: HttpContext | None = None) -> None:
+        """Give the connection a codec and a manager, and a context of its own if it has one."""
+        context = context or self.context
         stats = self.stats
         name = protocol.name.lower()
         stats.detected[name] = stats.detected.get(name, 0) + 1
         http2 = protocol is Protocol.HTTP2
         downstream = self._downstream(conn, http2)
         tunnel = self._on_tunnel if self._tunnel is not None else None
-        manager = ConnectionManager(self.context, conn, downstream, stats, self.managers.discard, tunnel)
+        manager = ConnectionManager(context, conn, downstream, stats, self.managers.discard, tunnel)
         self.managers.add(manager)
         config = self.context.config
         if http2:
@@ -229,12 +241,12 @@ class TcpChain:
         self.proxy = proxy
         self.stats = stats
 
-    def on_connection(self, conn: Connection) -> None:
+    def on_connection(self, conn: Connection, destination: SocketAddress | None = None) -> None:
         self.stats.detected["tcp"] = self.stats.detected.get("tcp", 0) + 1
         codec = RawCodec(None)
         session = self.proxy.accept(codec.stream, conn.peer.remote)
         conn.set_codec(codec)
-        session.connect(self.proxy.pick_cluster())
+        session.connect(self.proxy.pick_cluster(), destination)
 
     @property
     def active(self) -> int:

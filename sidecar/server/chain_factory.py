@@ -12,6 +12,7 @@ from random import Random
 from sidecar.config.dependency_manager import DependencyManager
 from sidecar.config.matcher import CompiledRoutes
 from sidecar.config.resources import (
+    FilterChainConfig,
     HttpConnectionManagerConfig,
     ListenerConfig,
     SocketAddress,
@@ -21,6 +22,7 @@ from sidecar.config.resources import (
 from sidecar.filters.registry import make_filters
 from sidecar.http.buffer_budget import BufferBudget
 from sidecar.http.context import Clock, HttpContext, RouteSource
+from sidecar.server.captured import CapturedConnections
 from sidecar.server.chain import Chain, HttpChain, MakeH2, TcpChain
 from sidecar.server.forward_proxy import ForwardProxy
 from sidecar.server.route_sources import OnDemandRoutes, RdsRoutes, StaticRoutes
@@ -32,7 +34,7 @@ from sidecar.upstream.cluster_manager import ClusterManager
 
 
 class ChainFactory:
-    """Callable with a `ListenerConfig`. `tracer` and `access_log` hand out shared ones."""
+    """Callable with a listener and one of its chains. `tracer` and `access_log` hand out shared ones."""
 
     def __init__(
         self,
@@ -58,20 +60,23 @@ class ChainFactory:
         self._random = random
         self._budget = budget
 
-    def __call__(self, config: ListenerConfig) -> Chain:
-        network = config.filter_chains[0].network
+    def __call__(self, config: ListenerConfig, chain: FilterChainConfig) -> Chain:
+        network = chain.network
         if isinstance(network, TcpProxyConfig):
-            proxy = TcpProxy(network, self._clusters, self._random, self._clock, self._now, None)
-            return TcpChain(proxy, self._metrics.listener(config.name))
+            return TcpChain(self._tcp(network, None), self._metrics.listener(config.name))
         return self._http(config, network)
+
+    def _tcp(self, config: TcpProxyConfig, access_log: AccessLog | None) -> TcpProxy:
+        return TcpProxy(config, self._clusters, self._random, self._clock, self._now, access_log)
 
     def _http(self, config: ListenerConfig, http: HttpConnectionManagerConfig) -> HttpChain:
         access_log = self._access_log(http.access_log_path) if http.access_log else None
+        routes = self._routes(http, config.address)
         context = HttpContext(
             config=http,
             inbound=config.inbound,
             clusters=self._clusters,
-            routes=self._routes(http, config.address),
+            routes=routes,
             tracer=self._tracer(http.tracing),
             metrics=self._metrics,
             access_log=access_log,
@@ -81,11 +86,13 @@ class ChainFactory:
             budget=self._budget,
             filters=make_filters(http.filters),
         )
-        tunnel = None
-        if http.on_demand:
-            tunnel = ForwardProxy(self._clusters, self._random, self._clock, self._now, access_log)
+        tunnel = capture = None
+        if isinstance(routes, OnDemandRoutes):
+            proxy = self._tcp(TcpProxyConfig("outbound", (), idle_timeout=0.0, tunneling=True), access_log)
+            tunnel = ForwardProxy(proxy)
+            capture = CapturedConnections(proxy, routes)
         stats = self._metrics.listener(config.name)
-        return HttpChain(context, stats, self._make_h2, tunnel)
+        return HttpChain(context, stats, self._make_h2, tunnel, capture)
 
     def _routes(self, http: HttpConnectionManagerConfig, address: SocketAddress | None) -> RouteSource:
         if http.route_config is not None:

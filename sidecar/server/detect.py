@@ -13,6 +13,9 @@ from sidecar.http.context import Clock, TimerHandle
 from sidecar.protocol.events import Stream, StreamHandler
 from sidecar.protocol.sniff import Protocol, sniff
 
+MAX_KEPT = 65536
+"""Bytes kept for the codec that follows, past which the socket is not read."""
+
 
 def _nothing(*_: object) -> None:
     """Until the driver sets its own callbacks."""
@@ -29,19 +32,26 @@ class DetectCodec:
         on_detected: Callable[[Protocol], None],
         on_closed: Callable[[str], None],
         on_silence: Callable[[], None] | None = None,
+        sniff: Callable[[bytes], Protocol] = sniff,
     ) -> None:
+        """`sniff` gets all bytes so far."""
         self.on_output: Callable[[], None] = _nothing
         self.on_read_pause: Callable[[bool], None] = _nothing
         self.should_close = False
         self.error = ""
-        self.active_streams = 0
         self._on_detected = on_detected
         self._on_closed = on_closed
         self._on_silence = on_silence
+        self._sniff = sniff
         self._clock = clock
         self._data = b""
         self.decided = False
         self._timer: TimerHandle | None = None
+
+    @property
+    def active_streams(self) -> int:
+        """What is known already and not yet handed over must not end with the peer's last byte."""
+        return int(self.decided)
 
     @property
     def available(self) -> int:
@@ -52,8 +62,10 @@ class DetectCodec:
 
     def receive(self, data: bytes) -> None:
         self._data += data
+        if len(self._data) >= MAX_KEPT:
+            self.on_read_pause(True)  # until there is another codec
         if not self.decided:
-            protocol = sniff(self._data)
+            protocol = self._sniff(self._data)
             if protocol is not Protocol.NEED_MORE:
                 self.decide(protocol)
 

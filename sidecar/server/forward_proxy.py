@@ -1,54 +1,29 @@
 """CONNECT requests to the outbound listener: what HTTP_PROXY makes gRPC and HTTPS clients send.
 
-The tunnel is answered at once; then it is found out what it carries. Where discovery knows, it is believed:
-a destination declared to be TCP is joined at once, for one declared to be HTTP the client's first bytes are
-awaited. Otherwise the first of three things decides while the destination is already being dialled: the
-client's first bytes, the server's, or a short silence. HTTP is routed like any other request, anything else
-goes opaque to the tunnel's own destination, in the mesh or outside it.
+The tunnel is answered at once; `tunnel.py` finds out what it carries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from random import Random
-
-from mesh_api.names import OPAQUE_PORTS
-from sidecar.config.matcher import CompiledRoutes
-from sidecar.config.resources import TcpProxyConfig
-from sidecar.http.context import Clock, ClusterSource
 from sidecar.net.connection import Connection
 from sidecar.protocol.events import RequestHead, ResponseHead, Stream
 from sidecar.protocol.h1 import H1ServerCodec
-from sidecar.protocol.raw import RawCodec
-from sidecar.protocol.sniff import Protocol
 from sidecar.server.chain import HttpChain
-from sidecar.server.detect import DetectCodec
 from sidecar.server.tcp_proxy import TcpProxy
-from sidecar.telemetry.access_log import AccessLog
-
-SILENCE = 0.1
-"""Seconds after which a silent tunnel to a destination of unknown protocol is taken for opaque TCP."""
+from sidecar.server.tunnel import Tunnel
 
 
 class ForwardProxy:
-    """Takes CONNECT requests on HTTP/1.1 connections over."""
+    """Takes CONNECT requests on HTTP/1.1 connections over. `proxy` carries what is opaque."""
 
-    def __init__(
-        self,
-        clusters: ClusterSource,
-        random: Random,
-        clock: Clock,
-        now: Callable[[], float],
-        access_log: AccessLog | None,
-    ) -> None:
-        config = TcpProxyConfig("forward_proxy", (), idle_timeout=0.0, tunneling=True)
-        self._proxy = TcpProxy(config, clusters, random, clock, now, access_log)
+    def __init__(self, proxy: TcpProxy) -> None:
+        self._proxy = proxy
 
     def __call__(self, chain: HttpChain, conn: Connection, stream: Stream, head: RequestHead) -> bool:
         if head.protocol or not isinstance(conn.codec, H1ServerCodec):
             return False
         stream.send_response(ResponseHead(200), False)
-        _Tunnel(self._proxy, chain, conn, head).start()
+        Tunnel(self._proxy, chain, conn, chain.context, head).start()
         return True
 
     @property
@@ -62,103 +37,3 @@ class ForwardProxy:
 
     def __repr__(self) -> str:
         return f"<ForwardProxy sessions={self.active}>"
-
-
-class _Tunnel:
-    """One tunnel until it is known what it carries. The opaque session and its codec are there from the
-    start, but the connection gets that codec only when the tunnel turns out to be opaque."""
-
-    def __init__(self, proxy: TcpProxy, chain: HttpChain, conn: Connection, head: RequestHead) -> None:
-        self._chain = chain
-        self._conn = conn
-        self._head = head
-        self._detect = DetectCodec(chain.context.clock, self._detected, self._closed, self._silent)
-        self._raw = RawCodec(None)
-        self._session = proxy.accept(self._raw.stream, conn.peer.remote, head.authority)
-        self._cluster = ""
-        self._stop_waiting: Callable[[], None] | None = None
-
-    def start(self) -> None:
-        self._raw.on_output = self._on_server
-        self._conn.set_codec(self._detect)
-        source = self._chain.context.routes
-        routes = source.current(self._head)
-        if routes is None:
-            self._stop_waiting = source.wait(self._head, self._on_routes)
-        else:
-            self._on_routes(routes)
-
-    def _on_routes(self, routes: CompiledRoutes | str) -> None:
-        """Discovery has answered: trust what is declared, else dial while the first bytes are awaited."""
-        self._stop_waiting = None
-        cluster = "" if isinstance(routes, str) else tunnel_cluster(routes)
-        if isinstance(routes, str) or not cluster:
-            self._session.fail("NC", routes if isinstance(routes, str) else f"{routes.name} forwards nowhere")
-            self._detect.limit(SILENCE)
-            return
-        self._cluster = cluster
-        declared = declared_protocol(routes, self._head.authority)
-        if declared is Protocol.HTTP1 and not self._detect.decided:
-            return
-        self._session.connect(cluster)
-        if declared is Protocol.OTHER:
-            self._detect.decide(Protocol.OTHER)
-        else:
-            self._detect.limit(SILENCE)
-
-    def _on_server(self) -> None:
-        """The dialled server has sent something, or could not be reached; that a client hears only when it
-        is known to want opaque TCP."""
-        if not self._raw.should_close:
-            self._detect.decide(Protocol.OTHER)
-
-    def _silent(self) -> None:
-        self._chain.stats.detect_timeouts += 1
-
-    def _detected(self, protocol: Protocol) -> None:
-        chain = self._chain
-        if protocol in (Protocol.HTTP1, Protocol.HTTP2):
-            self._leave()
-            chain.serve(self._conn, protocol)
-            return
-        chain.stats.detected["tcp"] = chain.stats.detected.get("tcp", 0) + 1
-        self._conn.set_codec(self._raw)
-        if self._cluster and not self._session.tried:
-            self._session.connect(self._cluster)
-
-    def _closed(self, reason: str) -> None:
-        self._leave()
-
-    def _leave(self) -> None:
-        if self._stop_waiting is not None:
-            self._stop_waiting()
-            self._stop_waiting = None
-        self._session.abandon()
-
-    def __repr__(self) -> str:
-        return f"<_Tunnel to {self._head.authority.decode('latin-1')} {self._detect!r} {self._session!r}>"
-
-
-def declared_protocol(routes: CompiledRoutes, authority: bytes) -> Protocol:
-    """What a destination speaks by what discovery says: OTHER (opaque), HTTP1 (HTTP of any version) or
-    NEED_MORE.
-
-    A route table says it by its routes: `connect_matcher` alone is TCP, none of them HTTP, both unknown.
-    What is unknown is opaque on the ports of protocols whose servers speak first or that look like nothing.
-    """
-    connect = [route.config.match.connect for host in routes.virtual_hosts for route in host.routes]
-    if not any(connect):
-        return Protocol.HTTP1
-    port = authority.rpartition(b":")[2]
-    if all(connect) or (port.isdigit() and int(port) in OPAQUE_PORTS):
-        return Protocol.OTHER
-    return Protocol.NEED_MORE
-
-
-def tunnel_cluster(routes: CompiledRoutes) -> str:
-    """Where opaque bytes go: by the route for CONNECT; without one, where the last, least specific route
-    goes. "" when none forwards."""
-    found = [route for host in routes.virtual_hosts for route in host.routes if route.action is not None]
-    found.sort(key=lambda route: route.config.match.connect)  # stable: the last of the preferred kind
-    action = found[-1].action if found else None
-    return action.clusters[0].name if action is not None else ""

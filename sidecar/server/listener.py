@@ -1,4 +1,4 @@
-"""A bound port: accepts connections, secures them, and hands them to the filter chain.
+"""A listener and its ports: accepts connections, secures them, and hands them to a filter chain.
 
 Owned by `listener_manager.py`, which binds, replaces and closes listeners as configuration changes.
 """
@@ -9,54 +9,68 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from sidecar.config.resources import ListenerConfig
+from sidecar.config.resources import ListenerConfig, SocketAddress
 from sidecar.net.connection import Connection
 from sidecar.net.sockets import bind_listener
-from sidecar.net.tls import TlsConfigError, TlsParameters
+from sidecar.net.tls import TlsConfigError
 from sidecar.server.chain import Chain
+from sidecar.server.filter_chains import FilterChains
+from sidecar.server.inspection import Inspection
 from sidecar.telemetry.metrics import ListenerStats
 
 logger = logging.getLogger(__name__)
 
 
 class Listener:
-    """Also the `ConnectionOwner` of what it accepts. `replace` changes what new connections get; those that
-    were accepted, even if not secured yet, keep what was there."""
+    """Also the `ConnectionOwner` of what it accepts where all goes to one filter chain; else each has an
+    `Inspection`. `replace` changes what new connections get; those that were accepted, even if not secured
+    yet, keep what was there."""
 
     def __init__(
         self,
         config: ListenerConfig,
-        chain: Chain,
+        chains: FilterChains,
         stats: ListenerStats,
-        tls: Callable[[], TlsParameters] | None,
+        find: Callable[[SocketAddress], Listener | None],
     ) -> None:
+        """`find`: the listener that has an address."""
         self.config = config
-        self.chain = chain
+        self.chains = chains
         self.stats = stats
-        self._tls = tls
-        self._server: asyncio.Server | None = None
+        self.find = find
+        self.inspecting: set[Connection] = set()
+        """Connections that have no filter chain yet."""
+        self._servers: list[asyncio.Server] = []
         self._securing: dict[Connection, Chain] = {}
 
     async def bind(self) -> None:
         """Raises OSError with a text that says which listener, which address, and what to do."""
         loop = asyncio.get_running_loop()
-        assert self.config.address is not None
-        sock = bind_listener(self.config.address, self.config.name)
-        self._server = await loop.create_server(self._accept, sock=sock, backlog=1024)
+        config = self.config
+        assert config.address is not None
+        try:
+            for address in (config.address, *config.additional_addresses) if config.bind_to_port else ():
+                sock = bind_listener(address, config.name)
+                self._servers.append(await loop.create_server(self._accept, sock=sock, backlog=1024))
+        except OSError:
+            self.stop_accepting()
+            raise
 
-    def replace(self, config: ListenerConfig, chain: Chain, tls: Callable[[], TlsParameters] | None) -> Chain:
-        """Go on with another configuration on the same socket, so that no connection is lost. Returns the
-        chain that was there."""
-        old, self.chain = self.chain, chain
+    def replace(self, config: ListenerConfig, chains: FilterChains) -> FilterChains:
+        """Go on with another configuration on the same sockets, so that no connection is lost. Returns the
+        chains that were there."""
+        old, self.chains = self.chains, chains
         self.config = config
-        self._tls = tls
         return old
 
     def _accept(self) -> Connection:
         self.stats.connections_opened += 1
         loop = asyncio.get_running_loop()
+        only = self.chains.only
+        if only is None or self.config.original_dst:
+            return Connection(loop, Inspection(self), None, server_side=True)
         try:
-            tls = self._tls() if self._tls is not None else None
+            tls = only.tls() if only.tls is not None else None
         except TlsConfigError as error:
             # Raised from here it would end accepting for good.
             logger.error("listener %s drops a connection: %s", self.config.name, error)
@@ -64,7 +78,7 @@ class Listener:
             conn.abort(str(error))
             return conn
         conn = Connection(loop, self, tls, server_side=True)
-        self._securing[conn] = self.chain
+        self._securing[conn] = only.chain
         return conn
 
     # --- ConnectionOwner -------------------------------------------------------------------------
@@ -77,21 +91,26 @@ class Listener:
 
     def on_lost(self, conn: Connection, reason: str) -> None:
         self._securing.pop(conn, None)
-        if self._tls is not None:
-            self.stats.tls_failures += 1
-            logger.warning("listener %s: %s", self.config.name, reason)
+        only = self.chains.only
+        if only is not None and only.tls is not None:
+            self.note_tls_failure(reason)
+
+    def note_tls_failure(self, reason: str) -> None:
+        """A connection ended in its handshake."""
+        self.stats.tls_failures += 1
+        logger.warning("listener %s: %s", self.config.name, reason)
 
     def stop_accepting(self) -> None:
-        """Close the port; connections stay, those that are still shaking hands too."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        """Close the ports; connections stay, those that are still shaking hands too."""
+        for server in self._servers:
+            server.close()
+        self._servers = []
 
     def abort(self) -> None:
         """Drop the connections that no chain has yet."""
-        for conn in list(self._securing):
+        for conn in [*self._securing, *self.inspecting]:
             conn.abort("listener closed")
 
     def __repr__(self) -> str:
-        state = "bound" if self._server is not None else "closed"
-        return f"<Listener {self.config.name} {self.config.address} {state} {self.chain!r}>"
+        state = f"{len(self._servers)} ports"
+        return f"<Listener {self.config.name} {self.config.address} {state} {self.chains!r}>"

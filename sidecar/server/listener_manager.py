@@ -11,11 +11,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
-from sidecar.config.resources import ListenerConfig
+from sidecar.config.resources import FilterChainConfig, ListenerConfig, SocketAddress
 from sidecar.identity.tls_contexts import TlsContexts
-from sidecar.net.tls import TlsConfigError, TlsParameters
+from sidecar.net.tls import TlsConfigError
 from sidecar.server.chain import Chain
 from sidecar.server.connection_manager import ANNOUNCE
+from sidecar.server.filter_chains import FilterChain, FilterChains
 from sidecar.server.listener import Listener
 from sidecar.telemetry.metrics import Metrics
 
@@ -26,16 +27,20 @@ FLUSH = 2.0
 
 
 class ListenerManager:
-    """`make_chain` turns a listener's configuration into what serves its connections."""
+    """`make_chain` turns a filter chain's configuration into what serves its connections."""
 
     def __init__(
-        self, make_chain: Callable[[ListenerConfig], Chain], tls: TlsContexts, metrics: Metrics
+        self,
+        make_chain: Callable[[ListenerConfig, FilterChainConfig], Chain],
+        tls: TlsContexts,
+        metrics: Metrics,
     ) -> None:
         self._make_chain = make_chain
         self._tls = tls
         self._metrics = metrics
         self.listeners: dict[str, Listener] = {}
-        self._retired: list[Chain] = []
+        self._by_address: dict[SocketAddress, Listener] = {}
+        self._retired: list[FilterChains] = []
         self.draining = False
 
     async def apply(self, configs: Mapping[str, ListenerConfig]) -> list[str]:
@@ -47,7 +52,7 @@ class ListenerManager:
             logger.info("listener %s removed", name)
             listener = self.listeners.pop(name)
             listener.stop_accepting()
-            self._retire(listener.chain)
+            self._retire(listener.chains)
         problems = []
         for name, config in configs.items():
             old = self.listeners.get(name)
@@ -57,40 +62,63 @@ class ListenerManager:
                 await self._replace(old, config)
             except (OSError, ValueError, TlsConfigError) as error:
                 problems.append(f"listener {name}: {error}")
+        self._by_address = {
+            address: listener
+            for listener in self.listeners.values()
+            for address in (listener.config.address, *listener.config.additional_addresses)
+            if address is not None
+        }
         return problems
+
+    def find(self, address: SocketAddress) -> Listener | None:
+        """The listener for a redirected connection's original destination: of that address, else of all."""
+        found = self._by_address.get(address)
+        if found is None:
+            wildcard = "::" if ":" in address.host else "0.0.0.0"
+            found = self._by_address.get(SocketAddress(wildcard, address.port))
+        return found
 
     async def _replace(self, old: Listener | None, config: ListenerConfig) -> None:
         """Whatever fails here leaves the old one as it is."""
-        chain = self._make_chain(config)
-        tls = self._tls_of(config)
-        if old is not None and old.config.address == config.address:
-            self._retire(old.replace(config, chain, tls))
+        chains = self._make_chains(config)
+        if old is not None and _ports(old.config) == _ports(config):
+            self._retire(old.replace(config, chains))
             logger.info("listener %s changed", config.name)
             return
-        listener = Listener(config, chain, self._metrics.listener(config.name), tls)
+        listener = Listener(config, chains, self._metrics.listener(config.name), self.find)
         await listener.bind()
         if self.draining:
             listener.stop_accepting()
             return
-        logger.info("listener %s bound to %s", config.name, config.address)
+        logger.info(
+            "listener %s %s %s", config.name, "bound to" if config.bind_to_port else "for", config.address
+        )
         self.listeners[config.name] = listener
         if old is not None:
             old.stop_accepting()
-            self._retire(old.chain)
+            self._retire(old.chains)
 
-    def _tls_of(self, config: ListenerConfig) -> Callable[[], TlsParameters] | None:
-        tls = config.filter_chains[0].tls
+    def _make_chains(self, config: ListenerConfig) -> FilterChains:
+        default = config.default_filter_chain
+        return FilterChains(
+            [self._make_one(config, each) for each in config.filter_chains],
+            self._make_one(config, default) if default is not None else None,
+        )
+
+    def _make_one(self, config: ListenerConfig, chain: FilterChainConfig) -> FilterChain:
+        made = self._make_chain(config, chain)
+        tls = chain.tls
         if tls is None:
-            return None
+            return FilterChain(made, None, chain.match)
         self._tls.server(tls)  # fails here, before the port is bound, when a file is missing or wrong
-        return lambda: self._tls.server(tls)
+        return FilterChain(made, lambda: self._tls.server(tls), chain.match)
 
-    def _retire(self, chain: Chain) -> None:
+    def _retire(self, chains: FilterChains) -> None:
         """Old connections finish what they do; new ones go to the successor."""
         self._retired = [old for old in self._retired if old.connections]
-        self._retired.append(chain)
-        chain.drain(final=False)
-        asyncio.get_running_loop().call_later(ANNOUNCE, chain.drain, True)
+        self._retired.append(chains)
+        chains.drain(final=False)
+        asyncio.get_running_loop().call_later(ANNOUNCE, chains.drain, True)
 
     # --- the end of the process ------------------------------------------------------------------
 
@@ -99,8 +127,8 @@ class ListenerManager:
         """Requests and TCP sessions in flight."""
         return sum(chain.active for chain in self._chains())
 
-    def _chains(self) -> list[Chain]:
-        return [listener.chain for listener in self.listeners.values()] + self._retired
+    def _chains(self) -> list[FilterChains]:
+        return [listener.chains for listener in self.listeners.values()] + self._retired
 
     def announce(self) -> None:
         """Tell all clients to go elsewhere soon, and go on serving those who stay or come nevertheless."""
@@ -133,9 +161,9 @@ class ListenerManager:
             await asyncio.sleep(0.02)
         return left
 
-    async def _drain_group(self, listeners: list[Listener], retired: list[Chain], end: float) -> None:
+    async def _drain_group(self, listeners: list[Listener], retired: list[FilterChains], end: float) -> None:
         loop = asyncio.get_running_loop()
-        chains = [listener.chain for listener in listeners] + retired
+        chains = [listener.chains for listener in listeners] + retired
         for chain in chains:
             chain.drain(final=False)
         await asyncio.sleep(max(0.0, min(ANNOUNCE, (end - loop.time()) / 2)))
@@ -157,3 +185,8 @@ class ListenerManager:
 
     def __repr__(self) -> str:
         return f"<ListenerManager {list(self.listeners.values())!r} draining={self.draining}>"
+
+
+def _ports(config: ListenerConfig) -> tuple[object, ...]:
+    """What its sockets are made of."""
+    return config.bind_to_port, config.address, config.additional_addresses

@@ -25,6 +25,8 @@ from sidecar.upstream.cluster_manager import ClusterManager
 
 MAX_PASSTHROUGH = 1024
 """Tables kept for destinations outside the mesh."""
+PASSTHROUGH_TABLE = "passthrough"
+"""Name of each of them."""
 
 Callback = Callable[[CompiledRoutes | str], None]
 
@@ -73,14 +75,20 @@ class OnDemandRoutes:
         self._passthrough: OrderedDict[tuple[str, bool], CompiledRoutes] = OrderedDict()
 
     def current(self, head: RequestHead) -> CompiledRoutes | None:
-        name = resource_name(head)
+        return self.current_of(resource_name(head), head)
+
+    def wait(self, head: RequestHead, callback: Callback) -> Callable[[], None]:
+        return self.wait_for(resource_name(head), head, callback)
+
+    def current_of(self, name: str, head: RequestHead) -> CompiledRoutes | None:
+        """As `current`, for the table of that name."""
         answer = self._dependencies.current(name)
         if isinstance(answer, UnknownDestination):
             return self._pass_through(name, head)
         return None if isinstance(answer, str) else answer
 
-    def wait(self, head: RequestHead, callback: Callback) -> Callable[[], None]:
-        name = resource_name(head)
+    def wait_for(self, name: str, head: RequestHead, callback: Callback) -> Callable[[], None]:
+        """As `wait`, for the table of that name."""
 
         def answered(answer: CompiledRoutes | str) -> None:
             unknown = isinstance(answer, UnknownDestination)
@@ -105,6 +113,20 @@ class OnDemandRoutes:
         return passthrough_table(self._clusters.passthrough(host.strip("[]"), int(port), http2).name)
 
 
+class DestinationRoutes:
+    """The table of one captured connection: that of its original destination, whatever its requests say."""
+
+    def __init__(self, routes: OnDemandRoutes, destination: str) -> None:
+        self._routes = routes
+        self._destination = destination
+
+    def current(self, head: RequestHead) -> CompiledRoutes | None:
+        return self._routes.current_of(self._destination, head)
+
+    def wait(self, head: RequestHead, callback: Callback) -> Callable[[], None]:
+        return self._routes.wait_for(self._destination, head, callback)
+
+
 def own_address_table(address: str) -> RouteConfiguration:
     """Requests for the listener itself, by its address or without a Host: passed through, they would come
     back for ever."""
@@ -118,7 +140,7 @@ def passthrough_table(cluster: str) -> RouteConfiguration:
     action = RouteAction((WeightedCluster(cluster, 1),), timeout=0.0)
     matches = (RouteMatch(prefix="/"), RouteMatch(connect=True))
     routes = tuple(Route("passthrough", match, action) for match in matches)
-    return RouteConfiguration("passthrough", (VirtualHost("passthrough", ("*",), routes),))
+    return RouteConfiguration(PASSTHROUGH_TABLE, (VirtualHost("passthrough", ("*",), routes),))
 
 
 def resource_name(head: RequestHead) -> str:

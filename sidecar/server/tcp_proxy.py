@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from random import Random
 
-from sidecar.config.resources import TcpProxyConfig
+from sidecar.config.resources import SocketAddress, TcpProxyConfig
 from sidecar.http.context import Clock, ClusterSource
 from sidecar.net.connection import PeerInfo
 from sidecar.protocol.events import ErrorCode, Field, RequestHead, Reset, ResponseHead, Stream
@@ -85,6 +85,7 @@ class TcpSession:
         self.authority = authority
         self.cluster_name = ""
         self.cluster: Cluster | None = None
+        self.destination: SocketAddress | None = None
         self.upstream: TcpUpstream | None = None
         self.tried: list[Endpoint] = []
         self.early: list[bytes] = []
@@ -109,9 +110,11 @@ class TcpSession:
                 self.upstream.cancel()
             self.fail("SI", f"nothing was sent or received for {limit:g} s (idle_timeout)")
 
-    def connect(self, cluster_name: str) -> None:
-        """Join the stream with one to this cluster."""
+    def connect(self, cluster_name: str, destination: SocketAddress | None = None) -> None:
+        """Join the stream with one to this cluster; `destination`: where the client was going before it was
+        redirected, which a cluster of type ORIGINAL_DST goes by."""
         self.cluster_name = cluster_name
+        self.destination = destination
         if not self.done:
             self.try_next()
 
@@ -122,7 +125,10 @@ class TcpSession:
             self.fail("NC", f"cluster {self.cluster_name} is not configured")
             return
         self.cluster = cluster
-        endpoint = cluster.pick(self.tried)
+        if self.destination is None:
+            endpoint = cluster.pick(self.tried)
+        else:
+            endpoint = cluster.pick_for(self.destination, self.tried)
         if endpoint is None or endpoint in self.tried:
             self.fail("UH", f"no endpoint of cluster {cluster.name} is left to try: {cluster.why_none()}")
             return

@@ -183,6 +183,16 @@ _LISTENER_FAMILIES = (
     ("protocol_errors", "protocol_errors_total", "Connections closed for a protocol error"),
     ("streams_reset", "streams_reset_total", "Streams that the client reset"),
     ("detect_timeouts", "detect_timeouts_total", "Connections whose protocol was not known in time"),
+    (
+        "original_dst_passthrough",
+        "original_dst_passthrough_total",
+        "Captured connections to destinations that discovery does not know",
+    ),
+    (
+        "no_filter_chain_match",
+        "no_filter_chain_match_total",
+        "Connections closed because no filter chain takes them",
+    ),
 )
 
 

@@ -172,6 +172,8 @@ class ListenerStats(Counts):
         "connections_opened",
         "detect_timeouts",
         "detected",
+        "no_filter_chain_match",
+        "original_dst_passthrough",
         "protocol_errors",
         "requests",
         "streams_reset",
@@ -181,6 +183,8 @@ class ListenerStats(Counts):
     connections_opened: int
     detect_timeouts: int
     detected: dict[str, int]
+    no_filter_chain_match: int
+    original_dst_passthrough: int
     protocol_errors: int
     requests: int
     streams_reset: int

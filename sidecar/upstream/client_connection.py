@@ -36,6 +36,8 @@ class ConnectionUser(Protocol):
     context: UpstreamContext
     address: SocketAddress
     connect_timeout: float
+    source_addresses: tuple[str, ...]
+    """As in `ClusterConfig`."""
 
     def tls_parameters(self) -> TlsParameters | None:
         """How to secure it, with the certificate of this moment. May raise TlsConfigError."""
@@ -104,7 +106,9 @@ class ClientConnection:
         deadline = loop.time() + pool.connect_timeout
         try:
             tls = pool.tls_parameters()
-            connection = await pool.context.connect(loop, pool.address, self, tls, pool.connect_timeout)
+            connection = await pool.context.connect(
+                loop, pool.address, self, tls, pool.connect_timeout, pool.source_addresses
+            )
         except ConnectError as error:
             self._fail(error.reason)
             return

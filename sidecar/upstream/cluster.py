@@ -26,6 +26,7 @@ from sidecar.upstream.endpoint import Endpoint, EndpointIdentity, identity
 from sidecar.upstream.host import Ejection, Rank
 from sidecar.upstream.load_balancer import LeastRequest, LoadBalancer, RoundRobin
 from sidecar.upstream.locality import Locality, LocalityBalancer
+from sidecar.upstream.original_dst import OriginalDestinations
 from sidecar.upstream.outlier_detection import PROBE_INTERVAL, OutlierDetector
 from sidecar.upstream.peak_ewma import PeakEwma, observe
 from sidecar.upstream.retry_budget import RetryBudget
@@ -55,12 +56,17 @@ class Cluster:
         self._limits = ConnectionLimits(breakers.max_connections, breakers.max_pending_requests)
         self._balancer = LocalityBalancer(self._balancer_factory(), context.random.random)
         self._measures_latency = config.lb_policy is LbPolicy.PEAK_EWMA
-        self._detector = OutlierDetector(config.outlier_detection) if config.outlier_detection else None
+        self._detector = None
+        if config.outlier_detection is not None and config.discovery is not Discovery.ORIGINAL_DST:
+            self._detector = OutlierDetector(config.outlier_detection)
         self._return_timer: asyncio.TimerHandle | None = None
         self._counted_out = 0
         self._probes: list[Endpoint] = []
         self._removed: list[Endpoint] = []
         self._dns: dict[str, DnsRefresher] = {}
+        self._original: OriginalDestinations | None = None
+        if config.discovery is Discovery.ORIGINAL_DST:
+            self._original = OriginalDestinations(lambda address: self._make(EndpointConfig(address)))
         if config.endpoints is not None:
             self.set_endpoints(config.endpoints)
 
@@ -84,6 +90,12 @@ class Cluster:
             if probe is not None:
                 return probe
         return self._balancer.pick(tried)
+
+    def pick_for(self, destination: SocketAddress, tried: Collection[Endpoint]) -> Endpoint | None:
+        """As `pick`, for a connection that was redirected on its way to `destination`."""
+        if self._original is None:
+            return self.pick(tried)
+        return self._original.endpoint(destination)
 
     def begin(self, endpoint: Endpoint) -> bool:
         """Count an attempt in. False: the circuit breaker `max_requests` says no (do not `finish` then)."""
@@ -130,6 +142,8 @@ class Cluster:
 
     def why_none(self) -> str:
         """Why `pick` answers None, in words."""
+        if self._original is not None:
+            return "it is of type ORIGINAL_DST, and the connection was not redirected by a TCP listener"
         errors = [f"cannot resolve {dns.host}: {dns.error}" for dns in self._dns.values() if dns.error]
         if errors:
             return "; ".join(errors)
@@ -242,6 +256,8 @@ class Cluster:
 
     def _make(self, config: EndpointConfig) -> Endpoint:
         name = self._stats_name or config.hostname or str(config.address)
+        if self._original is not None:
+            name = "original_dst"  # what clients dial is no label
         stats = self._context.metrics.endpoint(self._stats_name or self.name, name)
         return Endpoint(self._context, self.config, config, self._limits, self.stats, stats)
 
@@ -259,14 +275,17 @@ class Cluster:
     def drain(self) -> None:
         """Replaced or removed: streams finish, idle connections close, nothing runs in the background."""
         self._stop()
-        for endpoint in self.endpoints:
+        for endpoint in self._all():
             endpoint.drain()
 
     def abort(self) -> None:
         """Drop all connections."""
         self._stop()
-        for endpoint in self.endpoints + self._removed:
+        for endpoint in self._all() + self._removed:
             endpoint.abort()
+
+    def _all(self) -> list[Endpoint]:
+        return self.endpoints if self._original is None else self._original.endpoints()
 
     def _stop(self) -> None:
         for refresher in self._dns.values():
@@ -283,7 +302,7 @@ class Cluster:
     @property
     def connections(self) -> int:
         """Open and being made, those of removed endpoints included."""
-        return sum(endpoint.connections for endpoint in self.endpoints + self._removed)
+        return sum(endpoint.connections for endpoint in self._all() + self._removed)
 
     @property
     def busy(self) -> bool:
@@ -303,7 +322,7 @@ class Cluster:
             "pending": self._limits.pending,
             "draining_endpoints": sum(1 for endpoint in self._removed if endpoint.connections),
             "dns_errors": {dns.host: dns.error for dns in self._dns.values() if dns.error},
-            "endpoints": [endpoint.describe(now) for endpoint in self.endpoints],
+            "endpoints": [endpoint.describe(now) for endpoint in self._all()],
         }
 
     def __repr__(self) -> str:

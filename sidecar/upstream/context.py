@@ -40,6 +40,7 @@ class Connect(Protocol):
         owner: ConnectionOwner,
         tls: TlsParameters | None,
         timeout: float,  # noqa: ASYNC109 (as in the function that this describes)
+        sources: tuple[str, ...] = (),
     ) -> Connection: ...
 
 

@@ -41,6 +41,7 @@ class HttpPool:
         self.context = context
         self.address = address
         self.connect_timeout = config.connect_timeout
+        self.source_addresses = config.source_addresses
         self._config = config
         self._tls = None if plaintext else config.tls
         self._http2 = config.http2

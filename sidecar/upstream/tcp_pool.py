@@ -25,6 +25,7 @@ class TcpPool:
         self.context = context
         self.address = address
         self.connect_timeout = config.connect_timeout
+        self.source_addresses = config.source_addresses
         self._tls = None if plaintext else config.tls
         self._limits = limits
         self._stats = stats

@@ -12,6 +12,7 @@ LUA = {
     "name": "envoy.filters.http.lua",
     "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua"},
 }
+LOOPBACK = {"address": "127.0.0.2", "port_value": 1}
 PROTOCOL = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 REFUSED: list[tuple[str, Any]] = [
@@ -21,17 +22,18 @@ REFUSED: list[tuple[str, Any]] = [
     ("cluster_manager.upstream_bind_config", {"source_address": {"address": "127.0.0.1", "port_value": 0}}),
     (f"{LISTENER}.transparent", True),
     (f"{LISTENER}.freebind", True),
-    (f"{LISTENER}.use_original_dst", True),
-    (f"{LISTENER}.bind_to_port", False),
     (f"{LISTENER}.socket_options", [{"level": 1, "name": 2, "int_value": 3}]),
     (
         f"{LISTENER}.additional_addresses",
-        [{"address": {"socket_address": {"address": "127.0.0.2", "port_value": 1}}}],
+        [{"address": {"socket_address": LOOPBACK}, "socket_options": {"socket_options": []}}],
     ),
-    (f"{LISTENER}.listener_filters[0]", {"name": "envoy.filters.listener.original_dst"}),
-    (f"{LISTENER}.filter_chains[0].filter_chain_match.destination_port", 80),
-    (f"{LISTENER}.filter_chains[0].filter_chain_match.transport_protocol", "tls"),
-    (f"{LISTENER}.filter_chains[0].filter_chain_match.server_names", ["a.example"]),
+    (f"{LISTENER}.listener_filters[0]", {"name": "envoy.filters.listener.proxy_protocol"}),
+    (f"{LISTENER}.filter_chains[0].filter_chain_match.transport_protocol", "quic"),
+    (f"{LISTENER}.filter_chains[0].filter_chain_match.application_protocols", ["h2c"]),
+    (f"{LISTENER}.filter_chains[0].filter_chain_match.server_names[0]", "a.*.example"),
+    (f"{LISTENER}.filter_chains[0].filter_chain_match.prefix_ranges", [{"address_prefix": "10.0.0.0"}]),
+    (f"{LISTENER}.filter_chains[0].filter_chain_match.source_type", "EXTERNAL"),
+    (f"{LISTENER}.filter_chains[0].filter_chain_match.source_ports", [1]),
     (f"{LISTENER}.filter_chains[0].use_proxy_proto", True),
     (f"{MANAGER}.codec_type", "HTTP3"),
     (f"{MANAGER}.use_remote_address", True),
@@ -75,10 +77,14 @@ REFUSED: list[tuple[str, Any]] = [
     (f"{ROUTE}.route.retry_policy.per_try_idle_timeout", "5s"),
     (f"{ROUTE}.route.retry_policy.retry_on", "retriable-headers"),
     (f"{ROUTE}.route.retry_policy.retriable_headers", [{"name": "x"}]),
-    (f"{CLUSTER}.type", "ORIGINAL_DST"),
+    (f"{CLUSTER}.lb_policy", "CLUSTER_PROVIDED"),
+    (f"{CLUSTER}.original_dst_lb_config", {"use_http_header": True}),
     (f"{CLUSTER}.lb_policy", "MAGLEV"),
     (f"{CLUSTER}.health_checks", [{"timeout": "1s", "interval": "1s"}]),
-    (f"{CLUSTER}.upstream_bind_config", {}),
+    (f"{CLUSTER}.upstream_bind_config.freebind", True),
+    (f"{CLUSTER}.upstream_bind_config.socket_options", [{"level": 1, "name": 2, "int_value": 3}]),
+    (f"{CLUSTER}.upstream_bind_config.source_address", {"address": "127.0.0.6", "port_value": 9}),
+    (f"{CLUSTER}.upstream_bind_config.source_address", {"address": "localhost", "port_value": 0}),
     (f"{CLUSTER}.lb_subset_config", {}),
     (f"{CLUSTER}.preconnect_policy", {}),
     (f"{CLUSTER}.common_lb_config.zone_aware_lb_config", {}),
@@ -162,14 +168,25 @@ def test_an_optional_unknown_filter_is_without_effect() -> None:
     assert config.without_effect == (f"{MANAGER}.http_filters[0]",)
 
 
-@pytest.mark.parametrize("field", ["filter_chains", "default_filter_chain"])
-def test_a_second_filter_chain_is_refused(field: str) -> None:
+def test_two_filter_chains_that_take_the_same_connections_are_refused() -> None:
     tree = small()
     listener = tree["static_resources"]["listeners"][0]
     [chain] = listener["filter_chains"]
-    listener[field] = [chain, chain] if field == "filter_chains" else chain
-    where = f"{LISTENER}.filter_chains[1]" if field == "filter_chains" else f"{LISTENER}.{field}"
-    assert errors(tree) == [f"{where}: one filter chain a listener is supported; write a listener for each"]
+    listener["filter_chains"] = [
+        {**chain, "filter_chain_match": {"application_protocols": ["a", "h2"]}},
+        {**chain, "filter_chain_match": {"application_protocols": ["h2", "b"]}},
+    ]
+    assert errors(tree) == [
+        f"{LISTENER}.filter_chains[1].filter_chain_match: matches the same connections as "
+        f"{LISTENER}.filter_chains[0]"
+    ]
+
+
+def test_a_cluster_to_the_original_destination_has_no_endpoints_and_no_policy_of_its_own() -> None:
+    assert errors(put(small(), f"{CLUSTER}.type", "ORIGINAL_DST")) == [
+        f"{CLUSTER}.load_assignment: a cluster of type ORIGINAL_DST has no endpoints of its own; remove it",
+        f"{CLUSTER}.lb_policy: ROUND_ROBIN is not supported; supported are CLUSTER_PROVIDED",
+    ]
 
 
 def test_the_router_must_be_the_last_filter() -> None:

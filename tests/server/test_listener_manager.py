@@ -34,8 +34,8 @@ class Greeter:
 
 
 class CountingChain:
-    def __init__(self, config: ListenerConfig) -> None:
-        network = config.filter_chains[0].network
+    def __init__(self, config: FilterChainConfig) -> None:
+        network = config.network
         assert isinstance(network, TcpProxyConfig)
         self.name = network.stat_prefix
         self.drains: list[bool] = []
@@ -43,7 +43,7 @@ class CountingChain:
         self.active = 0
         self.connections = 0
 
-    def on_connection(self, conn: Connection) -> None:
+    def on_connection(self, conn: Connection, destination: SocketAddress | None = None) -> None:
         codec = RawCodec(None)
         codec.stream.handler = cast(Any, Greeter())
         conn.set_codec(codec)
@@ -73,16 +73,15 @@ class Setup:
         self.tls = Certificates()
         self.manager = ListenerManager(self._make, cast(TlsContexts, self.tls), Metrics())
 
-    def _make(self, config: ListenerConfig) -> Any:
-        self.chains.append(CountingChain(config))
+    def _make(self, config: ListenerConfig, chain: FilterChainConfig) -> Any:
+        self.chains.append(CountingChain(chain))
         return self.chains[-1]
 
     async def apply(self, *configs: ListenerConfig) -> list[str]:
         return await self.manager.apply({config.name: config for config in configs})
 
     def port(self, name: str = "web") -> int:
-        server = self.manager.listeners[name]._server
-        assert server is not None
+        server = self.manager.listeners[name]._servers[0]
         port: int = server.sockets[0].getsockname()[1]
         return port
 

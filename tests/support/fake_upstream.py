@@ -190,6 +190,7 @@ class FakeNetwork:
         owner: ConnectionOwner,
         tls: TlsParameters | None,
         timeout: float,  # noqa: ASYNC109 (the signature of `connect`)
+        sources: tuple[str, ...] = (),
     ) -> Connection:
         self.attempts.append(address)
         self.secured_with.append(tls)

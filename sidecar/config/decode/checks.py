@@ -65,12 +65,12 @@ def _check_discovery(config: Bootstrap, view: View) -> None:
         if cluster.discovery is Discovery.EDS:
             view.error("type EDS needs dynamic_resources.ads_config", f"static_resources.clusters[{i}]")
     for i, listener in enumerate(config.listeners):
-        for c, chain in enumerate(listener.filter_chains):
+        for where, chain in listener.chains():
             network = chain.network
             if isinstance(network, HttpConnectionManagerConfig) and (
                 network.rds_route_name or network.on_demand
             ):
-                path = f"static_resources.listeners[{i}].filter_chains[{c}].filters[0].typed_config.rds"
+                path = f"static_resources.listeners[{i}].{where}.filters[0].typed_config.rds"
                 view.error("needs dynamic_resources.ads_config", path)
 
 
@@ -81,8 +81,8 @@ def _check_providers(config: Bootstrap, view: View) -> None:
         for i, cluster in enumerate(config.clusters)
     ]
     for i, listener in enumerate(config.listeners):
-        for c, chain in enumerate(listener.filter_chains):
-            used.append((f"static_resources.listeners[{i}].filter_chains[{c}].transport_socket", chain.tls))
+        for where, chain in listener.chains():
+            used.append((f"static_resources.listeners[{i}].{where}.transport_socket", chain.tls))
     for path, tls in used:
         for name in sorted({tls.provider, tls.trusted_ca_provider} - known - {""}) if tls is not None else ():
             view.error(f"certificate provider {name!r} is not in certificate_provider_instances", path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from envoy.config.cluster.v3 import cluster_pb2  # noqa: F401  registers the types
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 
-from sidecar.config.decode.common import ads_source, http2_options
+from sidecar.config.decode.common import ads_source, http2_options, is_ip
 from sidecar.config.decode.endpoint import SOCKET_MATCH, endpoints
 from sidecar.config.decode.limits import circuit_breakers, outlier_detection
 from sidecar.config.decode.load_balancing import lb_policy
@@ -19,7 +19,7 @@ _CLUSTER = Fields(
     "max_requests_per_connection circuit_breakers outlier_detection common_http_protocol_options "
     "http_protocol_options http2_protocol_options typed_extension_protocol_options dns_refresh_rate "
     "dns_lookup_family transport_socket transport_socket_matches common_lb_config least_request_lb_config "
-    "protocol_selection",
+    "protocol_selection upstream_bind_config",
     "alt_stat_name metadata per_connection_buffer_limit_bytes dns_jitter dns_failure_refresh_rate "
     "respect_dns_ttl "
     "cleanup_interval upstream_connection_options close_connections_on_host_health_failure "
@@ -27,11 +27,13 @@ _CLUSTER = Fields(
     "track_timeout_budgets track_cluster_stats round_robin_lb_config",
     hints={
         "health_checks": "active health checks are not implemented; use outlier_detection",
-        "cluster_type": "use a type of STATIC, STRICT_DNS, LOGICAL_DNS or EDS",
+        "cluster_type": "use a type of STATIC, STRICT_DNS, LOGICAL_DNS, EDS or ORIGINAL_DST",
         "upstream_http_protocol_options": "set the name in the transport socket's sni",
     },
 )
 _EDS = Fields("eds_config service_name")
+_BIND = Fields("source_address extra_source_addresses")
+_SOURCE = Fields("address port_value protocol")
 _COMMON_LB = Fields(
     "healthy_panic_threshold",
     # Locality weights are always honoured; there are no active health checks or override hosts.
@@ -62,7 +64,7 @@ def cluster(view: View) -> ClusterConfig:
         discovery=discovery,
         eds_service_name=_eds(view) if discovery is Discovery.EDS else "",
         endpoints=_endpoints(view, discovery, name),
-        lb_policy=lb_policy(view),
+        lb_policy=lb_policy(view, discovery),
         connect_timeout=view.seconds("connect_timeout", 5.0, positive=True),
         http2=http2,
         tls=upstream_socket(view.sub("transport_socket")) if view.has("transport_socket") else None,
@@ -72,6 +74,7 @@ def cluster(view: View) -> ClusterConfig:
         max_requests_per_connection=max_requests,
         dns_refresh_rate=view.seconds("dns_refresh_rate", 5.0, positive=True),
         dns_lookup_family=view.choice("dns_lookup_family", _DNS_FAMILIES, "AUTO"),
+        source_addresses=_source_addresses(view.sub("upstream_bind_config")),
     )
 
 
@@ -91,6 +94,12 @@ def _endpoints(view: View, discovery: Discovery, name: str) -> EndpointsConfig |
         return None
     if view.has("eds_cluster_config"):
         view.error("only for clusters of type EDS; remove it", "eds_cluster_config")
+    if discovery is Discovery.ORIGINAL_DST:
+        if view.has("load_assignment"):
+            view.error(
+                "a cluster of type ORIGINAL_DST has no endpoints of its own; remove it", "load_assignment"
+            )
+        return None
     if not view.has("load_assignment"):
         # Envoy takes a cluster without endpoints; every request to it fails.
         return EndpointsConfig(name)
@@ -98,6 +107,21 @@ def _endpoints(view: View, discovery: Discovery, name: str) -> EndpointsConfig |
     if discovery is Discovery.LOGICAL_DNS and sum(len(each.endpoints) for each in assignment.localities) != 1:
         view.error("a cluster of type LOGICAL_DNS has exactly one endpoint", "load_assignment.endpoints")
     return assignment
+
+
+def _source_addresses(view: View) -> tuple[str, ...]:
+    """Hosts of a `BindConfig`; the port is the kernel's choice."""
+    view.check(_BIND)
+    found = [view.sub("source_address")] if view.has("source_address") else []
+    found += [each.sub("address") for each in view.subs("extra_source_addresses", Fields("address"))]
+    for each in found:
+        each.check(_SOURCE)
+        each.choice("protocol", {"TCP": None}, None)
+        if not is_ip(each.text("address")):
+            each.error("required: an IP address", "address")
+        if each.message.port_value:
+            each.error("must be 0: connections need a port each", "port_value")
+    return tuple(each.text("address") for each in found)
 
 
 def _protocol(view: View) -> tuple[Http2Options | None, float, int]:

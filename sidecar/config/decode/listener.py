@@ -1,13 +1,15 @@
-"""Envoy `Listener` with its filter chains, and the TCP proxy."""
+"""Envoy `Listener` with its listener filters and filter chains, and the TCP proxy."""
 
 from __future__ import annotations
 
 from envoy.config.listener.v3 import listener_pb2  # noqa: F401  registers the types
 from envoy.extensions.filters.listener.http_inspector.v3 import http_inspector_pb2
+from envoy.extensions.filters.listener.original_dst.v3 import original_dst_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 
 from sidecar.config.decode.common import address
+from sidecar.config.decode.filter_chain_match import check_distinct, filter_chain_match
 from sidecar.config.decode.hcm import HCM_TYPE, http_connection_manager
 from sidecar.config.decode.tls import downstream_socket
 from sidecar.config.decode.view import Fields, View
@@ -20,29 +22,30 @@ from sidecar.config.resources import (
 )
 
 _TCP_PROXY_TYPE: str = tcp_proxy_pb2.TcpProxy.DESCRIPTOR.full_name
-_INSPECTORS = frozenset(
-    {
-        http_inspector_pb2.HttpInspector.DESCRIPTOR.full_name,
-        tls_inspector_pb2.TlsInspector.DESCRIPTOR.full_name,
-    }
-)
+_ORIGINAL_DST_TYPE: str = original_dst_pb2.OriginalDst.DESCRIPTOR.full_name
+_TLS_INSPECTOR_TYPE: str = tls_inspector_pb2.TlsInspector.DESCRIPTOR.full_name
+_HTTP_INSPECTOR_TYPE: str = http_inspector_pb2.HttpInspector.DESCRIPTOR.full_name
 
 _LISTENER = Fields(
-    "name address filter_chains default_filter_chain traffic_direction api_listener listener_filters "
-    "bind_to_port",
-    "stat_prefix metadata per_connection_buffer_limit_bytes drain_type listener_filters_timeout "
-    "continue_on_listener_filters_timeout tcp_fast_open_queue_length connection_balance_config reuse_port "
+    "name address additional_addresses filter_chains default_filter_chain traffic_direction api_listener "
+    "listener_filters listener_filters_timeout continue_on_listener_filters_timeout bind_to_port "
+    "use_original_dst",
+    "stat_prefix metadata per_connection_buffer_limit_bytes drain_type "
+    "tcp_fast_open_queue_length connection_balance_config reuse_port "
     "enable_reuse_port access_log tcp_backlog_size max_connections_to_accept_per_socket_event "
     "ignore_global_conn_limit bypass_overload_manager",
-    "use_original_dst transparent freebind",
-    hints={"additional_addresses": "write a listener for each address"},
+    "transparent freebind",
 )
+_LISTENER_FILTER = Fields("name typed_config filter_disabled")
+_TLS_INSPECTOR = Fields(
+    "", "enable_ja3_fingerprinting enable_ja4_fingerprinting initial_read_buffer_size max_client_hello_size"
+)
+_ADDITIONAL_ADDRESS = Fields("address")
 _CHAIN = Fields(
     "filter_chain_match filters transport_socket",
     "name metadata transport_socket_connect_timeout",
     "use_proxy_proto",
 )
-_CHAIN_MATCH = Fields("", "name")
 _FILTER = Fields("name typed_config")
 _TCP_PROXY = Fields(
     "stat_prefix cluster weighted_clusters idle_timeout tunneling_config max_connect_attempts "
@@ -61,29 +64,42 @@ def listener(view: View) -> ListenerConfig:
     )
     if view.has("api_listener"):
         return ListenerConfig(name=name, api_listener=_api_listener(view), inbound=inbound)
-    if not view.flag("bind_to_port", True):
-        view.error("not supported; remove it", "bind_to_port")
-    _listener_filters(view)
-    chain = _only_chain(view)
     bound = address(view.sub("address"), 0, ip_only=True)
+    more = tuple(
+        address(each.sub("address"), 0, ip_only=True)
+        for each in view.subs("additional_addresses", _ADDITIONAL_ADDRESS)
+    )
+    filters = _listener_filters(view)
+    hand_off = view.flag("use_original_dst")
+    chains = _filter_chains(view)
+    default = _filter_chain(view.sub("default_filter_chain")) if view.has("default_filter_chain") else None
+    if not (view.has("default_filter_chain") or view.message.filter_chains or hand_off):
+        view.error("required", "filter_chains")
     return ListenerConfig(
         name=name or str(bound),
         address=bound,
-        filter_chains=(chain,) if chain is not None else (),
+        filter_chains=chains,
         inbound=inbound,
+        default_filter_chain=default,
+        additional_addresses=more,
+        bind_to_port=view.flag("bind_to_port", True),
+        original_dst=hand_off or _ORIGINAL_DST_TYPE in filters,
+        hand_off=hand_off,
+        inspect_tls=any(
+            chain.match.server_names or chain.match.transport_protocol or chain.match.application_protocols
+            for chain in chains
+        ),
+        listener_filters_timeout=view.seconds("listener_filters_timeout", 15.0),
+        continue_on_timeout=view.flag("continue_on_listener_filters_timeout"),
     )
 
 
-def _only_chain(view: View) -> FilterChainConfig | None:
-    chains = list(view.subs("filter_chains"))
-    if view.has("default_filter_chain"):
-        chains.append(view.sub("default_filter_chain"))
-    if not chains:
-        view.error("required", "filter_chains")
-        return None
-    for other in chains[1:]:
-        other.error("one filter chain a listener is supported; write a listener for each")
-    return _filter_chain(chains[0])
+def _filter_chains(view: View) -> tuple[FilterChainConfig, ...]:
+    views = list(view.subs("filter_chains"))
+    chains = [(each, _filter_chain(each)) for each in views]
+    found = [(each, chain) for each, chain in chains if chain is not None]
+    check_distinct([(each, chain.match) for each, chain in found])
+    return tuple(chain for _, chain in found)
 
 
 def _api_listener(view: View) -> HttpConnectionManagerConfig | None:
@@ -95,19 +111,27 @@ def _api_listener(view: View) -> HttpConnectionManagerConfig | None:
     return http_connection_manager(config)
 
 
-def _listener_filters(view: View) -> None:
-    """Protocols are always detected, so that the inspectors say nothing new; others are not supported."""
-    for each in view.subs("listener_filters", Fields("name typed_config filter_disabled")):
-        type_name, _ = each.any("typed_config")
-        if type_name in _INSPECTORS:
+def _listener_filters(view: View) -> set[str]:
+    """Types of the listener filters. Protocols are always detected and TLS is inspected where a filter chain
+    asks for it, so that the inspectors themselves say nothing new."""
+    types = set()
+    for each in view.subs("listener_filters", _LISTENER_FILTER):
+        type_name, config = each.any("typed_config")
+        types.add(type_name)
+        if each.has("filter_disabled"):
+            each.error("not supported; remove it", "filter_disabled")
+        if type_name in (_TLS_INSPECTOR_TYPE, _HTTP_INSPECTOR_TYPE):
             each.without_effect()
-        else:
+            if type_name == _TLS_INSPECTOR_TYPE and config is not None:
+                config.check(_TLS_INSPECTOR)
+        elif type_name != _ORIGINAL_DST_TYPE:
             each.error(f"listener filter {each.text('name')} ({type_name}) is not supported; remove it")
+    return types
 
 
 def _filter_chain(view: View) -> FilterChainConfig | None:
     view.check(_CHAIN)
-    view.sub("filter_chain_match", _CHAIN_MATCH)
+    match = filter_chain_match(view.sub("filter_chain_match"))
     tls = downstream_socket(view.sub("transport_socket")) if view.has("transport_socket") else None
     filters = list(view.subs("filters", _FILTER))
     if not filters:
@@ -118,10 +142,7 @@ def _filter_chain(view: View) -> FilterChainConfig | None:
     network = next((network for network in networks if network is not None), None)
     if network is None:
         return None
-    return FilterChainConfig(
-        network=network,
-        tls=tls,
-    )
+    return FilterChainConfig(network=network, tls=tls, match=match)
 
 
 def _network_filter(view: View) -> HttpConnectionManagerConfig | TcpProxyConfig | None:

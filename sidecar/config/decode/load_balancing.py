@@ -7,7 +7,7 @@ from envoy.extensions.load_balancing_policies.round_robin.v3 import round_robin_
 from envoy.extensions.load_balancing_policies.wrr_locality.v3 import wrr_locality_pb2
 
 from sidecar.config.decode.view import Fields, View
-from sidecar.config.resources import LbPolicy
+from sidecar.config.resources import Discovery, LbPolicy
 
 PEAK_EWMA_TYPE = "envoy.extensions.load_balancing_policies.peak_ewma.v3alpha.PeakEwma"
 """Contrib extension without bindings: known by its name, its settings are without effect."""
@@ -25,8 +25,14 @@ _LEGACY = {
 }
 
 
-def lb_policy(view: View) -> LbPolicy:
-    """The policy of a cluster."""
+def lb_policy(view: View, discovery: Discovery) -> LbPolicy:
+    """The policy of a cluster: CLUSTER_PROVIDED for ORIGINAL_DST, which has nothing to choose from, and only
+    there."""
+    if discovery is Discovery.ORIGINAL_DST:
+        view.choice("lb_policy", {"CLUSTER_PROVIDED": None}, None)
+        if view.has("load_balancing_policy"):
+            view.error("not for a cluster of type ORIGINAL_DST; remove it", "load_balancing_policy")
+        return LbPolicy.ROUND_ROBIN
     if view.has("load_balancing_policy"):
         return _first_supported(view.sub("load_balancing_policy"))
     policy = view.choice("lb_policy", _LEGACY, LbPolicy.ROUND_ROBIN)

@@ -1,0 +1,178 @@
+"""What happens to an accepted connection before it has a filter chain: Envoy's listener filters.
+
+Made by `listener.py` for each connection of a listener that needs it, and by no other, so that plain
+listeners pay nothing. Where the connection was redirected, its original destination takes the place of its
+local address, and the listener that has that address takes the connection over. Then the client's first bytes
+are looked at, if the choice of a filter chain depends on them, and stay where they are for the chain's codec
+or TLS session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from sidecar.config.resources import SocketAddress
+from sidecar.net.connection import Connection
+from sidecar.net.handshakes import HANDSHAKE_TIMEOUT
+from sidecar.net.tls import TlsConfigError
+from sidecar.protocol.client_hello import ClientHello, ClientHelloParser
+from sidecar.protocol.sniff import Protocol
+from sidecar.server.chain import TcpChain
+from sidecar.server.detect import DetectCodec
+from sidecar.server.filter_chain_match import Seen
+from sidecar.server.filter_chains import FilterChain
+
+if TYPE_CHECKING:
+    from sidecar.server.listener import Listener
+
+logger = logging.getLogger(__name__)
+
+
+class Inspection:
+    """`ConnectionOwner` of one connection until it has a filter chain, and TLS where that wants it."""
+
+    __slots__ = ("_chains", "_chosen", "_conn", "_destination", "_fed", "_listener", "_parser", "_timer")
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._chains = listener.chains
+        self._conn: Connection | None = None
+        self._destination: SocketAddress | None = None
+        self._chosen: FilterChain | None = None
+        self._parser = ClientHelloParser()
+        self._fed = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    # --- ConnectionOwner -------------------------------------------------------------------------
+
+    def on_secured(self, conn: Connection) -> None:
+        if self._chosen is not None:  # the handshake is over
+            self._finish(conn, self._chosen)
+            return
+        self._conn = conn
+        config = self._listener.config
+        if config.original_dst:
+            self._restore(conn)
+            if config.hand_off and self._destination is not None:
+                self._hand_off(self._destination)
+        self._listener.inspecting.add(conn)
+        if self._listener.config.inspect_tls:
+            self._inspect(conn)
+        else:
+            self._choose(conn, Seen(conn.peer.local[1]))
+
+    def on_unread(self, conn: Connection, data: bytes) -> None:
+        raise AssertionError("there is a codec, or TLS has not come up")
+
+    def on_lost(self, conn: Connection, reason: str) -> None:
+        self._leave()
+        if self._chosen is not None and self._chosen.tls is not None:
+            self._listener.note_tls_failure(reason)
+
+    # --- where it was going ----------------------------------------------------------------------
+
+    def _restore(self, conn: Connection) -> None:
+        found = conn.original_destination()
+        if found is not None and found != conn.peer.local:
+            self._destination = SocketAddress(*found)
+            conn.peer.local = found
+
+    def _hand_off(self, destination: SocketAddress) -> None:
+        other = self._listener.find(destination)
+        if other is not None and other is not self._listener:
+            other.stats.connections_opened += 1
+            self._listener = other
+            self._chains = other.chains
+
+    # --- what it begins with ---------------------------------------------------------------------
+
+    def _inspect(self, conn: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        timeout = self._listener.config.listener_filters_timeout
+        if timeout:
+            self._timer = loop.call_later(timeout, self._on_timeout)
+        # With `on_silence` a client that ends before it has said anything keeps its connection.
+        conn.set_codec(DetectCodec(loop, self._detected, self._closed, self._ignore_silence, self._sniff))
+
+    def _sniff(self, data: bytes) -> Protocol:
+        new, self._fed = data[self._fed :], len(data)
+        return self._parser.feed(new)
+
+    def _ignore_silence(self) -> None:
+        """The time limit is this class's own."""
+
+    def _on_timeout(self) -> None:
+        """Silence is an answer only where the other side may have the first word: opaque TCP. Where the chain
+        would wait for the client anyway, or a ClientHello is under way, there is the time of a handshake."""
+        assert self._conn is not None
+        listener, self._timer = self._listener, None
+        listener.stats.detect_timeouts += 1
+        if not listener.config.continue_on_timeout:
+            self._conn.close(f"nothing was said for {listener.config.listener_filters_timeout:g} s")
+            return
+        plain = self._chains.select(self._seen(None))
+        if not self._fed and plain is not None and isinstance(plain.chain, TcpChain):
+            self._choose(self._conn, self._seen(None))
+        else:
+            self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, self._detected, None)
+
+    def _detected(self, protocol: Protocol | None) -> None:
+        assert self._conn is not None
+        self._stop_timer()
+        self._choose(self._conn, self._seen(self._parser.hello if protocol is Protocol.TLS else None))
+
+    def _seen(self, hello: ClientHello | None) -> Seen:
+        assert self._conn is not None
+        port = self._conn.peer.local[1]
+        return Seen(port) if hello is None else Seen(port, "tls", hello.server_name, hello.alpn)
+
+    def _closed(self, reason: str) -> None:
+        self._leave()
+
+    # --- who takes it ----------------------------------------------------------------------------
+
+    def _choose(self, conn: Connection, seen: Seen) -> None:
+        listener = self._listener
+        chosen = self._chains.select(seen)
+        if chosen is None:
+            self._leave()
+            listener.stats.no_filter_chain_match += 1
+            logger.warning(
+                "listener %s closes a connection from %s to %s: no filter chain takes %s",
+                listener.config.name,
+                conn.peer.remote_text,
+                SocketAddress(*conn.peer.local),
+                f"TLS with ALPN {', '.join(seen.application_protocols) or 'none'}"
+                if seen.transport_protocol == "tls"
+                else "plain text",
+            )
+            conn.close("no filter chain matches")
+            return
+        self._chosen = chosen
+        if chosen.tls is None:
+            self._finish(conn, chosen)
+            return
+        try:
+            conn.start_tls(chosen.tls())
+        except TlsConfigError as error:
+            logger.error("listener %s drops a connection: %s", listener.config.name, error)
+            conn.abort(str(error))
+
+    def _finish(self, conn: Connection, chosen: FilterChain) -> None:
+        self._leave()
+        chosen.chain.on_connection(conn, self._destination)
+
+    def _leave(self) -> None:
+        self._stop_timer()
+        if self._conn is not None:
+            self._listener.inspecting.discard(self._conn)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def __repr__(self) -> str:
+        return f"<Inspection {self._conn!r} {self._parser!r} chosen={self._chosen!r}>"
