@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from control_plane.destinations import follow_names
 from control_plane.model.service import ServiceKey
 from control_plane.registry import MeshChange, MeshIndex
 from control_plane.translate.names import (
@@ -16,9 +17,11 @@ from control_plane.translate.names import (
     LOAD_ASSIGNMENT,
     ROUTE_CONFIGURATION,
     Target,
+    address_name,
     canonical,
     inbound_cluster_name,
     listener_names,
+    pod_listener_names,
 )
 from mesh_api.names import inbound_listener_name
 
@@ -57,10 +60,21 @@ def _add_definitions(
         if (view := index.views.get(key)) is not None:
             for port in view.service.ports:
                 names[LISTENER].update(listener_names(view.service, port.port, domain))
+    for key in index.external if change.services else ():
+        met, view = follow_names(index, key, domain)
+        if view is not None and not change.services.isdisjoint(met):
+            for port in view.service.ports:
+                names[LISTENER].update(listener_names(index.views[key].service, port.port, domain))
     for address in change.workloads:
         for workload in index.workloads.get(address, ()):
-            names[LISTENER].add(inbound_listener_name(address, workload.port))
-            names[CLUSTER].add(inbound_cluster_name(address, workload.port))
+            for type_url in _TYPES:
+                names[type_url].add(address_name(address, workload.port))
+            if workload.takes_mtls:
+                names[LISTENER].add(inbound_listener_name(address, workload.port))
+                names[CLUSTER].add(inbound_cluster_name(address, workload.port))
+    for pod in change.pod_names:
+        for number in index.pod_names.get(pod, ()):
+            names[LISTENER].update(pod_listener_names(pod.service, pod.label, number, domain))
 
 
 def _canonical_names(index: MeshIndex, keys: Iterable[ServiceKey], domain: str) -> set[str]:

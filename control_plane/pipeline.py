@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from google.protobuf.message import Message
 
 from control_plane.affected import touched, vanished
+from control_plane.destinations import by_canonical_name, by_listener_name
 from control_plane.model.discovery import Change, Dialect, NodeInfo, Resource
 from control_plane.model.mesh import MeshSettings
 from control_plane.model.problem import Problem, Severity
@@ -30,13 +31,12 @@ from control_plane.translate.names import (
     LOAD_ASSIGNMENT,
     ROUTE_CONFIGURATION,
     Target,
-    address_of,
+    address_name,
     canonical,
     inbound_cluster_name,
-    parse_authority,
-    parse_canonical,
 )
 from control_plane.translate.routes import route_configuration
+from control_plane.translate.workloads import workload_assignment, workload_cluster, workload_routes
 from mesh_api.names import inbound_listener_name
 
 _log = logging.getLogger(__name__)
@@ -90,10 +90,12 @@ class Pipeline:
         for name in inbound if names is None else names:
             if workload := inbound.get(name):
                 resource = self._inbound(type_url, name, workload)
-            elif (target := self._target(node, type_url, name)) is not None:
-                resource = self._outbound(node, type_url, name, target)
-            else:
+            elif (destination := self._destination(node, type_url, name)) is None:
                 continue
+            elif isinstance(destination, Target):
+                resource = self._outbound(node, type_url, name, destination)
+            else:
+                resource = self._direct(node, type_url, name, destination)
             if resource is not None:
                 found[name] = resource
         return found
@@ -101,31 +103,25 @@ class Pipeline:
     # --- who may have what ---
 
     def _inbound_names(self, node: NodeInfo, type_url: str) -> dict[str, WorkloadPort]:
-        """A sidecar's own ports: of its address, and of the account that it proved."""
+        """A sidecar's own ports: of its addresses, and of the account that it proved."""
         if node.dialect is not Dialect.PILOTFISH or type_url not in (LISTENER, CLUSTER):
             return {}
         name_of = inbound_listener_name if type_url == LISTENER else inbound_cluster_name
         return {
             name_of(port.address, port.port): port
-            for port in self._registry.index.workloads.get(node.address, ())
-            if (port.namespace, port.service_account) == (node.namespace, node.service_account)
+            for port in self._registry.index.own_ports(node.address)
+            if port.takes_mtls
+            and (port.namespace, port.service_account) == (node.namespace, node.service_account)
         }
 
-    def _target(self, node: NodeInfo, type_url: str, name: str) -> Target | None:
-        """The service's port that a resource name means to `node`, if there is one."""
+    def _destination(self, node: NodeInfo, type_url: str, name: str) -> Target | WorkloadPort | None:
+        """What a resource name means to `node`, if it means anything."""
         index, domain = self._registry.index, self.settings.cluster_domain
         if type_url == LISTENER:
-            target = parse_authority(name, node.namespace, domain)
-            if target is None or target.service not in index.views:
-                address = address_of(name)
-                key = index.cluster_ips.get(address[0]) if address else None
-                target = Target(key, address[1]) if key and address else None
-        elif type_url in (ROUTE_CONFIGURATION, CLUSTER, LOAD_ASSIGNMENT):
-            target = parse_canonical(name, domain)
-        else:
-            return None
-        view = index.views.get(target.service) if target else None
-        return target if target and view and view.service.port(target.port) else None
+            return by_listener_name(index, name, node.namespace, domain)
+        if type_url in (ROUTE_CONFIGURATION, CLUSTER, LOAD_ASSIGNMENT):
+            return by_canonical_name(index, name, domain)
+        return None
 
     # --- making and keeping them ---
 
@@ -144,11 +140,8 @@ class Pipeline:
         variant: tuple[object, ...] = (dialect,)
         make: Callable[[], Message]
         if type_url == LISTENER:
-            routes = canonical(target, settings.cluster_domain)
-            account = node.service_account if settings.tracing is not None else ""
-            variant = (dialect, routes, account)
-            make = lambda: api_listener(name, routes, dialect, settings, account)  # noqa: E731
-        elif type_url == ROUTE_CONFIGURATION:
+            return self._by_name(node, name, canonical(target, settings.cluster_domain))
+        if type_url == ROUTE_CONFIGURATION:
             audience, attached = _routes_for(view, port, node.namespace)
             variant = (dialect, audience)
             make = lambda: route_configuration(name, port, attached, dialect, settings.cluster_domain)  # noqa: E731
@@ -160,6 +153,29 @@ class Pipeline:
             variant = (dialect, zone)
             make = lambda: load_assignment(name, port, view.slices, dialect, zone)  # noqa: E731
         return self._kept(type_url, name, variant, make)
+
+    def _direct(self, node: NodeInfo, type_url: str, name: str, workload: WorkloadPort) -> Resource | None:
+        """One workload as a destination."""
+        dialect, settings = node.dialect, self.settings
+        make: Callable[[], Message]
+        if type_url == LISTENER:
+            return self._by_name(node, name, address_name(workload.address, workload.port))
+        if type_url == ROUTE_CONFIGURATION:
+            make = lambda: workload_routes(name, workload, dialect, settings.cluster_domain)  # noqa: E731
+        elif type_url == CLUSTER:
+            make = lambda: workload_cluster(name, workload, dialect, settings.trust_domain)  # noqa: E731
+        else:
+            make = lambda: workload_assignment(name, workload, dialect)  # noqa: E731
+        return self._kept(type_url, name, (dialect, "direct"), make)
+
+    def _by_name(self, node: NodeInfo, name: str, routes: str) -> Resource | None:
+        """The Listener of a destination, which says where its routes are."""
+        dialect, settings = node.dialect, self.settings
+        account = node.service_account if settings.tracing is not None else ""
+        variant = (dialect, routes, account)
+        return self._kept(
+            LISTENER, name, variant, lambda: api_listener(name, routes, dialect, settings, account)
+        )
 
     def _kept(
         self, type_url: str, name: str, variant: object, make: Callable[[], Message]

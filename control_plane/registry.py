@@ -9,11 +9,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from control_plane.model.mesh import Mesh
 from control_plane.model.route import Route
 from control_plane.model.service import EndpointSlice, Service, ServiceKey, WorkloadPort
+from control_plane.model.workload_index import index_workloads, with_opaque_ports
+
+
+class PodName(NamedTuple):
+    """A replica's own name under that of its headless Service."""
+
+    service: ServiceKey
+    label: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +29,7 @@ class ServiceView:
     """A Service with all that is attached to it."""
 
     service: Service
+    """A port that its workloads call opaque is opaque here too."""
     slices: tuple[EndpointSlice, ...] = ()
     """Sorted by name."""
     routes: tuple[Route, ...] = ()
@@ -32,9 +41,14 @@ class ServiceView:
         return any(endpoint.hints for item in self.slices for endpoint in item.endpoints)
 
     @property
-    def accounts(self) -> frozenset[str]:
-        """Accounts that its replicas run as; the empty one when some are outside the mesh."""
-        return frozenset(item.service_account for item in self.slices)
+    def accounts(self) -> frozenset[tuple[str, str]]:
+        """Accounts that its replicas run as behind each port, by the port's name; the empty one where some
+        have no sidecar."""
+        return frozenset(
+            (port.name, item.service_account if item.takes_mtls(port.port) else "")
+            for item in self.slices
+            for port in item.ports
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +56,16 @@ class MeshIndex:
     """One state of the mesh. Immutable: equal parts of two states are equal values."""
 
     views: Mapping[ServiceKey, ServiceView] = field(default_factory=dict)
+    external: tuple[ServiceKey, ...] = ()
+    """Services that are another name for a host."""
     cluster_ips: Mapping[str, ServiceKey] = field(default_factory=dict)
     workloads: Mapping[str, tuple[WorkloadPort, ...]] = field(default_factory=dict)
-    """By address: the application ports of workloads with a sidecar, in ascending order."""
+    """By address: the application ports of workloads, in ascending order."""
+    siblings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By address: all addresses of a workload that has several."""
+    pod_names: Mapping[PodName, Mapping[int, tuple[str, int]]] = field(default_factory=dict)
+    """What a port means under a replica's own name, as address and application port: a port of the
+    application, or else one of the Service."""
     zones: Mapping[str, str] = field(default_factory=dict)
     """By address: where the workload with a sidecar runs, if that is known."""
 
@@ -57,41 +78,73 @@ class MeshIndex:
         for route in sorted(mesh.routes, key=lambda route: route.age_rank):
             for key in {parent.service for parent in route.parents}:
                 routes[key].append(route)
+        services = {
+            key: with_opaque_ports(service, slices.get(key, ()))
+            for key, service in sorted(mesh.services.items())
+        }
+        workloads = index_workloads(mesh, services)
         return cls(
             views={
-                key: ServiceView(service, tuple(slices[key]), tuple(routes[key]))
-                for key, service in sorted(mesh.services.items())
+                key: ServiceView(service, tuple(slices.get(key, ())), tuple(routes.get(key, ())))
+                for key, service in services.items()
             },
+            external=tuple(key for key, service in services.items() if service.external_name),
             cluster_ips={
-                address: key for key, service in mesh.services.items() for address in service.cluster_ips
+                address: key for key, service in services.items() for address in service.cluster_ips
             },
-            workloads=_workloads(mesh),
-            zones={
-                endpoint.address: endpoint.zone
-                for item in mesh.slices
-                if item.service_account
-                for endpoint in item.endpoints
-                if endpoint.zone
+            workloads=workloads,
+            siblings={
+                address: workload.addresses
+                for workload in mesh.workloads
+                if len(workload.addresses) > 1
+                for address in workload.addresses
             },
+            pod_names=_pod_names(services, slices, workloads),
+            zones=_zones(mesh),
         )
 
+    def workload_port(self, address: str, port: int) -> WorkloadPort | None:
+        return next((found for found in self.workloads.get(address, ()) if found.port == port), None)
 
-def _workloads(mesh: Mesh) -> dict[str, tuple[WorkloadPort, ...]]:
-    found: defaultdict[str, dict[int, WorkloadPort]] = defaultdict(dict)
-    for item in sorted(mesh.slices, key=lambda item: (item.service_key, item.name)):
-        if not item.service_account:
-            continue
-        service = mesh.services.get(item.service_key)
-        declared = {port.name: port.protocol for port in service.ports} if service else {}
-        for endpoint in item.endpoints:
-            for port in item.ports:
-                protocol = declared.get(port.name, port.protocol)
-                workload = WorkloadPort(
-                    endpoint.address, port.port, protocol, item.namespace, item.service_account
-                )
-                # Services that share a workload's port agree on its protocol or the first one decides.
-                found[endpoint.address].setdefault(port.port, workload)
-    return {address: tuple(ports[number] for number in sorted(ports)) for address, ports in found.items()}
+    def own_ports(self, address: str) -> Iterable[WorkloadPort]:
+        """Application ports of the workload at `address`, at all its addresses."""
+        for own in self.siblings.get(address, (address,)):
+            yield from self.workloads.get(own, ())
+
+
+def _pod_names(
+    services: Mapping[ServiceKey, Service],
+    slices: Mapping[ServiceKey, Iterable[EndpointSlice]],
+    workloads: Mapping[str, tuple[WorkloadPort, ...]],
+) -> dict[PodName, dict[int, tuple[str, int]]]:
+    found: dict[PodName, dict[int, tuple[str, int]]] = {}
+    for key, service in services.items():
+        for item in slices.get(key, ()) if service.headless else ():
+            targets = {
+                port.port: target.port
+                for port in service.ports
+                if (target := item.port(port.name)) is not None
+            }
+            for endpoint in item.endpoints:
+                if endpoint.dns_label:
+                    targets |= {port.port: port.port for port in workloads.get(endpoint.address, ())}
+                    found[PodName(key, endpoint.dns_label)] = {
+                        asked: (endpoint.address, port) for asked, port in targets.items()
+                    }
+    return found
+
+
+def _zones(mesh: Mesh) -> dict[str, str]:
+    zones = {
+        address: workload.zone
+        for workload in mesh.workloads
+        if workload.zone
+        for address in workload.addresses
+    }
+    for item in mesh.slices:
+        if item.service_account:
+            zones.update((endpoint.address, endpoint.zone) for endpoint in item.endpoints if endpoint.zone)
+    return zones
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +162,20 @@ class MeshChange:
     """The set of accounts behind the service, which decides whom callers trust."""
     workloads: frozenset[str] = frozenset()
     """Addresses whose own ports changed."""
+    pod_names: frozenset[PodName] = frozenset()
 
     def __bool__(self) -> bool:
-        return bool(self.services or self.routes or self.endpoints or self.accounts or self.workloads)
+        return bool(
+            self.services
+            or self.routes
+            or self.endpoints
+            or self.accounts
+            or self.workloads
+            or self.pod_names
+        )
 
 
-Key = TypeVar("Key", ServiceKey, str)
+Key = TypeVar("Key", ServiceKey, str, PodName)
 
 
 def _differing(
@@ -143,6 +204,9 @@ def difference(before: MeshIndex, after: MeshIndex) -> MeshChange:
         accounts=aspect(lambda view: view.accounts),
         workloads=_differing(
             {*before.workloads, *after.workloads}, before.workloads.get, after.workloads.get
+        ),
+        pod_names=_differing(
+            {*before.pod_names, *after.pod_names}, before.pod_names.get, after.pod_names.get
         ),
     )
 

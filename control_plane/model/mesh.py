@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from control_plane.model.route import Route
-from control_plane.model.service import EndpointSlice, Service, ServiceKey
+from control_plane.model.service import EndpointSlice, Service, ServiceKey, Workload
 from mesh_api.names import CLUSTER_DOMAIN, DEFAULT_TRUST_DOMAIN
 
 
@@ -37,6 +37,8 @@ class ReferenceGrant:
 class Mesh:
     services: Mapping[ServiceKey, Service] = field(default_factory=lambda: MappingProxyType({}))
     slices: tuple[EndpointSlice, ...] = ()
+    workloads: tuple[Workload, ...] = ()
+    """Where Pods are known: those with a sidecar, behind a Service or not."""
     routes: tuple[Route, ...] = ()
     grants: tuple[ReferenceGrant, ...] = ()
     service_accounts: frozenset[tuple[str, str]] = frozenset()

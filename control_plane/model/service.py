@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from mesh_api.names import inbound_port
+
 
 class ServiceKey(NamedTuple):
     """A Service's place: namespace and name."""
@@ -32,12 +34,13 @@ class AppProtocol(Enum):
     """Opaque bytes: databases, brokers, TLS of the application's own."""
 
 
-_HTTP2 = frozenset({"kubernetes.io/h2c", "grpc", "grpcs", "http2", "h2c"})
+_HTTP2 = frozenset({"kubernetes.io/h2c", "grpc", "http2", "h2c"})
 _TCP = frozenset(
     {
         "amqp",
         "amqps",
         "cassandra",
+        "grpcs",
         "https",
         "imap",
         "imaps",
@@ -69,6 +72,20 @@ _TCP = frozenset(
 
 
 _HTTP = frozenset({"http", "http1", "kubernetes.io/ws"})
+_TLS = frozenset(
+    {
+        "amqps",
+        "grpcs",
+        "https",
+        "imaps",
+        "kafkas",
+        "kubernetes.io/wss",
+        "ldaps",
+        "rediss",
+        "smtps",
+        "tls",
+    }
+)
 
 
 def app_protocol(declared: str, port_name: str, opaque: bool = False) -> AppProtocol:
@@ -87,6 +104,30 @@ def is_declared(declared: str, port_name: str) -> bool:
     return bool(declared) or port_name.lower().partition("-")[0] in _HTTP | _HTTP2 | _TCP
 
 
+def speaks_tls(declared: str, port_name: str) -> bool:
+    """Whether `appProtocol` or the port's name says that the application itself terminates TLS there."""
+    return (declared.lower() or port_name.lower().partition("-")[0]) in _TLS
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class WorkloadSettings:
+    """How a workload takes traffic: what the annotations of its Pod, or of its EndpointSlice, say."""
+
+    captured: bool = False
+    """Its sidecar takes what was sent to the application's own ports. Otherwise the sidecar listens beside
+    the application, at `inbound_port`."""
+    strict: bool = False
+    """Captured: only mesh peers get in, nobody in plain text."""
+    opaque_ports: tuple[int, ...] = ()
+    """Application ports that carry opaque TCP, whatever is declared."""
+    skip_inbound_ports: tuple[int, ...] = ()
+    """Application ports that the sidecar leaves alone: everybody reaches them in plain text."""
+
+    def peers_port(self, port: int) -> int:
+        """Where the sidecars of others reach an application port that is not skipped."""
+        return port if self.captured else inbound_port(port)
+
+
 @dataclass(frozen=True, slots=True)
 class ServicePort:
     name: str
@@ -97,6 +138,8 @@ class ServicePort:
     protocol: AppProtocol
     declared: bool = False
     """`appProtocol` or its name says the protocol. Otherwise it is a guess: clients look at the bytes."""
+    tls: bool = False
+    """The application itself terminates TLS there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +149,10 @@ class Service:
     ports: tuple[ServicePort, ...]
     """TCP ports alone: the mesh carries nothing else."""
     cluster_ips: tuple[str, ...] = ()
+    """Of both families."""
     headless: bool = False
+    external_name: str = ""
+    """Of type ExternalName: another name for this host. It has no ports then."""
 
     @property
     def key(self) -> ServiceKey:
@@ -129,6 +175,8 @@ class Endpoint:
     zone: str = ""
     hints: tuple[str, ...] = ()
     """Zones whose clients should prefer it, sorted; empty: nothing is said."""
+    dns_label: str = ""
+    """Its own name under a headless Service's, as the Pods of a StatefulSet have one; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +186,14 @@ class EndpointPort:
     port: int
     """Where the application listens."""
     protocol: AppProtocol
+    declared: bool = False
+    tls: bool = False
+    """Both as for a ServicePort."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointSlice:
-    """Replicas of one Service that share ports and an account."""
+    """Replicas of one Service that share ports, an account and settings."""
 
     namespace: str
     name: str
@@ -152,6 +203,11 @@ class EndpointSlice:
     Empty: outside the mesh, reached in plaintext."""
     ports: tuple[EndpointPort, ...]
     endpoints: tuple[Endpoint, ...]
+    settings: WorkloadSettings = WorkloadSettings()
+
+    def takes_mtls(self, port: int) -> bool:
+        """Whether a sidecar stands before this application port."""
+        return bool(self.service_account) and port not in self.settings.skip_inbound_ports
 
     @property
     def service_key(self) -> ServiceKey:
@@ -162,11 +218,40 @@ class EndpointSlice:
 
 
 @dataclass(frozen=True, slots=True)
+class Workload:
+    """A Pod with a sidecar, with what it says of itself. Services may say more of its ports."""
+
+    namespace: str
+    name: str
+    service_account: str
+    addresses: tuple[str, ...]
+    """Of both families, the primary one first."""
+    ports: tuple[EndpointPort, ...] = ()
+    """Those that its containers declare."""
+    settings: WorkloadSettings = WorkloadSettings()
+    zone: str = ""
+    terminating: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class WorkloadPort:
-    """One application port of one workload: what its sidecar must listen for."""
+    """One application port of one workload: a destination by address, and what its sidecar listens for."""
 
     address: str
     port: int
     protocol: AppProtocol
     namespace: str
     service_account: str
+    """Empty: no sidecar."""
+    declared: bool = False
+    tls: bool = False
+    """Both as for a ServicePort."""
+    hostname: str = ""
+    """For logs and metrics."""
+    settings: WorkloadSettings = WorkloadSettings()
+    terminating: bool = False
+
+    @property
+    def takes_mtls(self) -> bool:
+        """Whether a sidecar stands before the port."""
+        return bool(self.service_account) and self.port not in self.settings.skip_inbound_ports

@@ -9,18 +9,33 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from control_plane.kube.client import Object
 from control_plane.kube.store import ReduceError, Resource
 from control_plane.model.mesh import ReferenceGrant
 from control_plane.model.route import Route
-from control_plane.model.service import EndpointSlice, Service
-from control_plane.sources.fields import FieldError, path_text
-from control_plane.sources.objects import Parsed, parse
+from control_plane.model.service import EndpointPort, EndpointSlice, Service, WorkloadSettings
+from control_plane.sources.fields import FieldError, Fields, path_text
+from control_plane.sources.objects import Parsed, endpoint_port, parse, workload_settings
 from control_plane.sources.routes import GATEWAY_GROUP
-from mesh_api.names import INJECTED_LABEL, SIDECAR_CONTAINER
+from mesh_api.names import (
+    CAPTURE_ANNOTATION,
+    INBOUND_ANNOTATION,
+    INJECTED_LABEL,
+    OPAQUE_PORTS_ANNOTATION,
+    SIDECAR_CONTAINER,
+    SKIP_INBOUND_PORTS_ANNOTATION,
+)
 
+_UNSET = WorkloadSettings()
 ZONE_LABEL = "topology.kubernetes.io/zone"
+_SETTINGS = (
+    CAPTURE_ANNOTATION,
+    INBOUND_ANNOTATION,
+    OPAQUE_PORTS_ANNOTATION,
+    SKIP_INBOUND_PORTS_ANNOTATION,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +45,11 @@ class PodFacts:
     node: str = ""
     leaving: bool = False
     """It is being deleted: its endpoints say so a little later."""
+    settings: WorkloadSettings = _UNSET
+    addresses: tuple[str, ...] = ()
+    """Of a Pod with a sidecar, the primary one first; none in the network of its node."""
+    ports: tuple[EndpointPort, ...] = ()
+    """Of a Pod with a sidecar: those that its containers declare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +122,55 @@ def _pod_name(target: Object, namespace: str) -> str:
 
 
 def pod(item: Object, _before: PodFacts | None) -> PodFacts | None:
-    """Of a Pod without a sidecar only that it exists."""
-    metadata, spec = item["metadata"], item.get("spec") or {}
-    if (item.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+    """Of a Pod without a sidecar only that it exists, and what it says of its ports."""
+    metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
+    if status.get("phase") in ("Succeeded", "Failed"):
         return None
     leaving = metadata.get("deletionTimestamp") is not None
+    settings = _settings(metadata.get("annotations") or {})
     if not _has_sidecar(metadata.get("labels") or {}, spec):
-        return _LEAVING_OUTSIDE if leaving else OUTSIDE
-    return PodFacts(spec.get("serviceAccountName") or "default", spec.get("nodeName") or "", leaving)
+        if settings == _UNSET:
+            return _LEAVING_OUTSIDE if leaving else OUTSIDE
+        return PodFacts(leaving=leaving, settings=settings)
+    own_network = not spec.get("hostNetwork")
+    return PodFacts(
+        spec.get("serviceAccountName") or "default",
+        spec.get("nodeName") or "",
+        leaving,
+        settings,
+        tuple(entry["ip"] for entry in status.get("podIPs") or ()) if own_network else (),
+        _container_ports(tuple(_declared_ports(spec))),
+    )
+
+
+def _settings(annotations: Object) -> WorkloadSettings:
+    try:
+        return _shared_settings(tuple(annotations.get(name) for name in _SETTINGS))
+    except FieldError as error:
+        raise ReduceError(error.message, path_text(error.path)) from None
+
+
+@lru_cache(maxsize=1024)
+def _shared_settings(values: tuple[str | None, ...]) -> WorkloadSettings:
+    """Pods of one template share one value."""
+    named = dict(zip(_SETTINGS, values, strict=True))
+    return workload_settings(Fields(named, ("metadata", "annotations")))
+
+
+def _declared_ports(spec: Object) -> Iterator[tuple[str, int]]:
+    """Name and number of the TCP ports of all containers that stay, but for the sidecar's."""
+    native = (c for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always")
+    for container in (*(spec.get("containers") or ()), *native):
+        if container.get("name") != SIDECAR_CONTAINER:
+            for port in container.get("ports") or ():
+                if port.get("protocol", "TCP") == "TCP":
+                    yield port.get("name") or "", port["containerPort"]
+
+
+@lru_cache(maxsize=1024)
+def _container_ports(declared: tuple[tuple[str, int], ...]) -> tuple[EndpointPort, ...]:
+    """Pods of one template share one value."""
+    return tuple(endpoint_port(Fields({"name": name}), "", number) for name, number in declared)
 
 
 def _has_sidecar(labels: Object, spec: Object) -> bool:

@@ -23,7 +23,7 @@ from control_plane.kube.store import Key, ResourceStore
 from control_plane.kube.watch import follow
 from control_plane.model.mesh import Mesh
 from control_plane.model.problem import Problem, Severity
-from control_plane.model.service import Endpoint, EndpointSlice
+from control_plane.model.service import Endpoint, EndpointSlice, Workload, WorkloadSettings
 from control_plane.sources import kube_objects as kinds
 from control_plane.sources.fields import path_text
 from control_plane.sources.kube_objects import PodFacts, SliceFacts
@@ -55,6 +55,8 @@ class ClusterState:
         self._slices_of: defaultdict[Key, set[Key]] = defaultdict(set)
         """By Pod: the slices that list it."""
         self._joined: dict[Key, tuple[EndpointSlice, ...]] = {}
+        self._workloads: dict[Key, Workload] = {}
+        """By Pod: those with a sidecar and an address."""
         self._admission: Admission | None = None
         """Of the Services, grants and routes as they are now; None: they have changed."""
 
@@ -84,6 +86,7 @@ class ClusterState:
         mesh = Mesh(
             services=MappingProxyType({item.key: item for item in self.services.objects.values()}),
             slices=tuple(self._slices()),
+            workloads=tuple(self._workloads.values()),
             grants=tuple(grant for found in self.grants.objects.values() for grant in found),
             service_accounts=frozenset(self.accounts.objects),
         )
@@ -123,8 +126,8 @@ class ClusterState:
             yield from joined
 
     def _second_families(self) -> set[tuple[Key, str]]:
-        """A dual-stack Service has each Pod in two slices: that of its second family is left out, because
-        a sidecar listens at its Pod's first address."""
+        """A dual-stack Service has each Pod in two slices: that of its second family is left out, or each
+        Pod would be balanced twice. It is reached by either of its own addresses all the same."""
         families: defaultdict[Key, set[str]] = defaultdict(set)
         for facts in self.slices.objects.values():
             families[facts.item.service_key].add(facts.family)
@@ -137,25 +140,36 @@ class ClusterState:
         return second
 
     def _join(self, facts: SliceFacts) -> Iterable[EndpointSlice]:
-        """The slice, divided by the accounts that its Pods run as."""
-        by_account: defaultdict[str, list[Endpoint]] = defaultdict(list)
+        """The slice, divided by the accounts that its Pods run as and by their settings."""
+        by_kind: defaultdict[tuple[str, WorkloadSettings], list[Endpoint]] = defaultdict(list)
         item = facts.item
         for endpoint, name, node in zip(item.endpoints, facts.pods, facts.nodes, strict=True):
-            account, leaving = item.service_account, False
+            account, settings, leaving = item.service_account, item.settings, False
             if name:
                 pod = self.pods.objects.get((item.namespace, name))
                 if pod is None:
                     continue  # gone, or not read yet: whether it takes mTLS is not known
-                account, leaving = pod.service_account, pod.leaving
+                account, settings, leaving = pod.service_account, pod.settings, pod.leaving
                 node = node or pod.node
             zone = endpoint.zone or self.nodes.objects.get(("", node), "")
             if leaving and not endpoint.terminating:
                 endpoint = replace(endpoint, ready=False, terminating=True)
             if zone != endpoint.zone:
                 endpoint = replace(endpoint, zone=zone)
-            by_account[account].append(endpoint)
-        for account, endpoints in sorted(by_account.items()):
-            yield replace(item, service_account=account, endpoints=tuple(endpoints))
+            by_kind[account, settings].append(endpoint)
+        for (account, settings), endpoints in sorted(by_kind.items()):
+            yield replace(item, service_account=account, endpoints=tuple(endpoints), settings=settings)
+
+    def _workload(self, key: Key, pod: PodFacts) -> Workload:
+        return Workload(
+            *key,
+            pod.service_account,
+            pod.addresses,
+            pod.ports,
+            pod.settings,
+            self.nodes.objects.get(("", pod.node), ""),
+            pod.leaving,
+        )
 
     # --- changes ---
 
@@ -178,13 +192,22 @@ class ClusterState:
                 self._slices_of[key[0], name].add(key)
         self._on_change()
 
-    def _pod_changed(self, key: Key, _before: PodFacts | None, _after: PodFacts | None) -> None:
+    def _pod_changed(self, key: Key, _before: PodFacts | None, after: PodFacts | None) -> None:
         for listed in self._slices_of.get(key, ()):
             self._joined.pop(listed, None)
             self._on_change()
+        if after is not None and after.service_account and after.addresses:
+            self._workloads[key] = self._workload(key, after)
+            self._on_change()
+        elif self._workloads.pop(key, None) is not None:
+            self._on_change()
 
-    def _node_changed(self, _key: Key, _before: str | None, _after: str | None) -> None:
+    def _node_changed(self, key: Key, _before: str | None, _after: str | None) -> None:
         self._joined.clear()
+        for pod in self._workloads:
+            facts = self.pods.objects[pod]
+            if facts.node == key[1]:
+                self._workloads[pod] = self._workload(pod, facts)
         self._on_change()
 
 

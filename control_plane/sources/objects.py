@@ -10,26 +10,37 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from control_plane.model.mesh import Mesh, ReferenceGrant
 from control_plane.model.route import Route, RouteKind
 from control_plane.model.service import (
+    AppProtocol,
     Endpoint,
     EndpointPort,
     EndpointSlice,
     Service,
     ServicePort,
+    WorkloadSettings,
     app_protocol,
     is_declared,
+    speaks_tls,
 )
 from control_plane.sources.fields import FieldError, Fields
 from control_plane.sources.routes import GATEWAY_GROUP, parse_route
-from mesh_api.names import OPAQUE_PORTS, SERVICE_ACCOUNT_ANNOTATION
+from mesh_api.names import (
+    CAPTURE_ANNOTATION,
+    INBOUND_ANNOTATION,
+    OPAQUE_PORTS,
+    OPAQUE_PORTS_ANNOTATION,
+    SERVICE_ACCOUNT_ANNOTATION,
+    SKIP_INBOUND_PORTS_ANNOTATION,
+)
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_PORT_LIST = re.compile(r"\s*([0-9]{1,5}(\s*,\s*[0-9]{1,5})*)?\s*")
 _NAME_RULE = "lower-case letters, digits and '-', starting and ending with a letter or digit"
 
 _VERSIONS = {
@@ -85,8 +96,8 @@ def is_known(value: object) -> bool:
 
 
 def parse(value: object) -> tuple[Parsed, ...]:
-    """One object of a kind that `is_known`. Nothing comes of a Namespace or of a Service that the mesh
-    cannot carry (ExternalName); a ReferenceGrant may hold several grants. Raises FieldError."""
+    """One object of a kind that `is_known`. Nothing comes of a Namespace; a ReferenceGrant may hold several
+    grants. Raises FieldError."""
     fields = Fields(value)
     ref = describe(value)
     version = fields.text("apiVersion")
@@ -121,29 +132,60 @@ def assemble(parsed: Iterable[Parsed]) -> Mesh:
     )
 
 
+def workload_settings(annotations: Fields) -> WorkloadSettings:
+    """What the annotations of a Pod or of an EndpointSlice say of how it is reached. Raises FieldError."""
+    return WorkloadSettings(
+        captured=annotations.choice(CAPTURE_ANNOTATION, ("enabled", "disabled"), "disabled") == "enabled",
+        strict=annotations.choice(INBOUND_ANNOTATION, ("strict", "permissive"), "permissive") == "strict",
+        opaque_ports=_port_list(annotations, OPAQUE_PORTS_ANNOTATION),
+        skip_inbound_ports=_port_list(annotations, SKIP_INBOUND_PORTS_ANNOTATION),
+    )
+
+
+def _port_list(annotations: Fields, name: str) -> tuple[int, ...]:
+    what = "port numbers with commas between them, such as 3306,6379"
+    text = annotations.matching(name, _PORT_LIST, what, "").strip()
+    found = tuple(sorted({int(part) for part in text.split(",")})) if text else ()
+    if found and not 1 <= found[0] <= found[-1] <= 65535:
+        raise annotations.error(name, f"is {text!r}; port numbers are from 1 to 65535")
+    return found
+
+
 def _service(ref: ObjectRef, fields: Fields) -> tuple[Service, ...]:
     spec = fields.mapping("spec")
     if spec.text("type", "ClusterIP") == "ExternalName":
-        return ()
+        # A resolver follows the name whatever the port, so that its own ports mean nothing.
+        name = spec.text("externalName").lower().removesuffix(".")
+        return (Service(ref.namespace, ref.name, (), external_name=name),)
+    opaque = _port_list(fields.mapping("metadata").mapping("annotations"), OPAQUE_PORTS_ANNOTATION)
     ports = []
     seen: dict[object, int] = {}
     for index, item in enumerate(spec.mappings("ports")):
-        name = item.text("name", "")
-        number = item.port("port")
         if item.choice("protocol", ("TCP", "UDP", "SCTP"), "TCP") != "TCP":
             continue
-        for field_name, key in (("name", name), ("port", number)):
+        port = _service_port(item, opaque)
+        for field_name, key in (("name", port.name), ("port", port.port)):
             if seen.setdefault(key, index) != index:
                 raise item.error(
                     field_name, f"{key!r} is used by ports[{seen[key]}] already; ports need their own"
                 )
-        target = item.value.get("targetPort", number)
-        if isinstance(target, bool) or not isinstance(target, (int, str)):
-            raise item.error("targetPort", "expected a port number or the name of a container's port")
-        said = item.text("appProtocol", "")
-        protocol = app_protocol(said, name, number in OPAQUE_PORTS)
-        ports.append(ServicePort(name, number, target, protocol, is_declared(said, name)))
+        ports.append(port)
     return (Service(ref.namespace, ref.name, tuple(ports), *_cluster_ips(spec)),)
+
+
+def _service_port(item: Fields, opaque: tuple[int, ...]) -> ServicePort:
+    """`opaque`: what the Service's annotation says; it may name the port or the one that it leads to."""
+    name = item.text("name", "")
+    number = item.port("port")
+    target = item.value.get("targetPort", number)
+    if isinstance(target, bool) or not isinstance(target, (int, str)):
+        raise item.error("targetPort", "expected a port number or the name of a container's port")
+    said = item.text("appProtocol", "")
+    protocol = app_protocol(said, name, number in OPAQUE_PORTS)
+    port = ServicePort(name, number, target, protocol, is_declared(said, name), speaks_tls(said, name))
+    if number in opaque or target in opaque:
+        port = replace(port, protocol=AppProtocol.TCP, declared=True)
+    return port
 
 
 def _cluster_ips(spec: Fields) -> tuple[tuple[str, ...], bool]:
@@ -171,18 +213,26 @@ def _endpoint_slice(ref: ObjectRef, fields: Fields) -> EndpointSlice:
             "the label kubernetes.io/service-name, which names the Service of these endpoints, is missing",
         )
     fields.choice("addressType", ("IPv4", "IPv6"))
-    account = metadata.mapping("annotations").matching(
+    annotations = metadata.mapping("annotations")
+    account = annotations.matching(
         SERVICE_ACCOUNT_ANNOTATION, _SUBDOMAIN, f"the name of a ServiceAccount: {_NAME_RULE}", ""
     )
     ports = []
     for item in fields.mappings("ports"):
         if item.choice("protocol", ("TCP", "UDP", "SCTP"), "TCP") != "TCP":
             continue
-        name = item.text("name", "")
-        ports.append(EndpointPort(name, item.port("port"), app_protocol(item.text("appProtocol", ""), name)))
+        ports.append(endpoint_port(item, item.text("appProtocol", ""), item.port("port")))
     endpoints = tuple(_endpoint(item) for item in fields.mappings("endpoints"))
     service = labels.text("kubernetes.io/service-name")
-    return EndpointSlice(ref.namespace, ref.name, service, account, tuple(ports), endpoints)
+    settings = workload_settings(annotations)
+    return EndpointSlice(ref.namespace, ref.name, service, account, tuple(ports), endpoints, settings)
+
+
+def endpoint_port(item: Fields, said: str, number: int) -> EndpointPort:
+    """A port of an application; `said` is its appProtocol."""
+    name = item.text("name", "")
+    protocol = app_protocol(said, name, number in OPAQUE_PORTS)
+    return EndpointPort(name, number, protocol, is_declared(said, name), speaks_tls(said, name))
 
 
 def _endpoint(item: Fields) -> Endpoint:
@@ -193,7 +243,8 @@ def _endpoint(item: Fields) -> Endpoint:
     address = _address(item, "addresses", addresses[0])
     conditions = item.mapping("conditions")
     ready = conditions.boolean("ready", True)
-    hostname = item.mapping("targetRef").text("name", "") or item.text("hostname", "")
+    label = item.text("hostname", "").lower()
+    hostname = item.mapping("targetRef").text("name", "") or label
     return Endpoint(
         address=address,
         hostname=hostname or "endpoint-" + address.replace(".", "-").replace(":", "-"),
@@ -202,6 +253,7 @@ def _endpoint(item: Fields) -> Endpoint:
         terminating=conditions.boolean("terminating", False),
         zone=item.text("zone", ""),
         hints=tuple(sorted(zone.text("name") for zone in item.mapping("hints").mappings("forZones"))),
+        dns_label=label,
     )
 
 

@@ -103,7 +103,8 @@ def _slice(mesh: Mesh, item: EndpointSlice, meshed: Collection[ServiceKey]) -> I
 
 
 def _workload_ports(mesh: Mesh) -> Iterator[Finding]:
-    """Sidecars that capture nothing listen beside the application: their ports must not meet."""
+    """A workload has one account; and where a sidecar listens beside its application, their ports must not
+    meet."""
     owners: dict[tuple[str, int], tuple[str, EndpointSlice]] = {}
     meshed = [item for item in mesh.slices if item.service_account]
     for item in meshed:
@@ -123,6 +124,8 @@ def _workload_ports(mesh: Mesh) -> Iterator[Finding]:
                     )
     taken: dict[tuple[str, int], int] = {}
     for (address, number), (_, item) in owners.items():
+        if item.settings.captured or not item.takes_mtls(number):
+            continue
         inbound = inbound_port(number)
         clash = taken.setdefault((address, inbound), number)
         if (address, inbound) in owners:

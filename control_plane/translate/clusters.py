@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from envoy.config.cluster.v3.circuit_breaker_pb2 import CircuitBreakers
 from envoy.config.cluster.v3.cluster_pb2 import Cluster, LoadBalancingPolicy
 from envoy.config.cluster.v3.outlier_detection_pb2 import OutlierDetection
-from envoy.config.core.v3.address_pb2 import Address, SocketAddress
+from envoy.config.core.v3.address_pb2 import Address, BindConfig, SocketAddress
 from envoy.config.core.v3.config_source_pb2 import AggregatedConfigSource, ApiVersion, ConfigSource
 from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
 from envoy.config.core.v3.protocol_pb2 import Http1ProtocolOptions, Http2ProtocolOptions
@@ -32,6 +32,7 @@ from control_plane.model.service import AppProtocol, EndpointSlice, Service, Ser
 from control_plane.translate import tls
 from control_plane.translate.names import inbound_cluster_name
 from control_plane.translate.protobuf import duration, pack
+from mesh_api.names import INBOUND_SOURCE
 from mesh_api.spiffe import SpiffeId
 
 PEAK_EWMA = "type.googleapis.com/envoy.extensions.load_balancing_policies.peak_ewma.v3alpha.PeakEwma"
@@ -53,7 +54,11 @@ def service_cluster(
     trust_domain: str,
 ) -> Cluster:
     """The cluster of one port of a Service; its endpoints come over EDS under the same name."""
-    accounts = {item.service_account for item in slices if item.port(port.name) is not None} - {""}
+    accounts = {
+        item.service_account
+        for item in slices
+        if (found := item.port(port.name)) is not None and item.takes_mtls(found.port)
+    }
     identities = [SpiffeId(trust_domain, service.namespace, account) for account in accounts]
     cluster = Cluster(
         name=name,
@@ -79,6 +84,7 @@ def service_cluster(
 def inbound_cluster(workload: WorkloadPort) -> Cluster:
     """The application beside a sidecar: one address, plaintext, nothing to choose or to eject."""
     name = inbound_cluster_name(workload.address, workload.port)
+    ipv6 = ":" in workload.address
     address = SocketAddress(address=workload.address, port_value=workload.port)
     endpoint = LbEndpoint(endpoint=Endpoint(address=Address(socket_address=address)))
     options = _http2() if workload.protocol is AppProtocol.HTTP2 else _local_http1()
@@ -92,6 +98,9 @@ def inbound_cluster(workload: WorkloadPort) -> Cluster:
         circuit_breakers=_circuit_breakers(),
     )
     cluster.typed_extension_protocol_options[_HTTP_OPTIONS].CopyFrom(pack(options))
+    if workload.settings.captured:
+        source = SocketAddress(address=INBOUND_SOURCE[ipv6], port_value=0)
+        cluster.upstream_bind_config.CopyFrom(BindConfig(source_address=source))
     return cluster
 
 

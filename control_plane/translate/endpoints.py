@@ -19,7 +19,8 @@ from google.protobuf.wrappers_pb2 import UInt32Value
 
 from control_plane.model.discovery import Dialect
 from control_plane.model.service import Endpoint, EndpointSlice, ServicePort
-from mesh_api.names import GROUP, inbound_port
+from control_plane.translate.names import address_name
+from mesh_api.names import GROUP
 
 
 def load_assignment(
@@ -32,12 +33,12 @@ def load_assignment(
     gRPC refuses that.
     """
     with_port = [(item, found.port) for item in slices if (found := item.port(port.name)) is not None]
-    meshed = any(item.service_account for item, _ in with_port)
+    meshed = any(item.takes_mtls(number) for item, number in with_port)
     hinted = _hinted([item for item, _ in with_port], client_zone)
     zones: defaultdict[tuple[int, str], dict[tuple[str, int], LbEndpoint]] = defaultdict(dict)
     seen: set[tuple[str, int]] = set()
     for item, number in with_port:
-        if dialect is Dialect.GRPC and meshed and not item.service_account:
+        if dialect is Dialect.GRPC and meshed and not item.takes_mtls(number):
             continue  # gRPC has one TLS setting for a whole cluster
         for endpoint in item.endpoints:
             address = (endpoint.address, number)
@@ -70,12 +71,9 @@ def _endpoint(item: EndpointSlice, endpoint: Endpoint, port: int) -> LbEndpoint:
     metadata = Metadata()
     # With publishNotReadyAddresses an endpoint is ready until it is gone.
     takes_traffic = endpoint.ready and not endpoint.terminating
-    if item.service_account:
-        authority = (
-            f"[{endpoint.address}]:{port}" if ":" in endpoint.address else f"{endpoint.address}:{port}"
-        )
-        metadata.filter_metadata[GROUP]["tunnel"] = authority
-        reached_at = inbound_port(port)
+    if item.takes_mtls(port):
+        metadata.filter_metadata[GROUP]["tunnel"] = address_name(endpoint.address, port)
+        reached_at = item.settings.peers_port(port)
     else:
         metadata.filter_metadata["envoy.transport_socket_match"]["tlsMode"] = "disabled"
         reached_at = port

@@ -30,11 +30,12 @@ from control_plane.model.service import (
     EndpointSlice,
     Service,
     ServicePort,
+    WorkloadSettings,
     app_protocol,
 )
 from control_plane.sources.fields import FieldError
 from control_plane.sources.objects import describe, is_known, parse
-from tests.support.kubernetes import backend, endpoint_slice, grant, parent, route, service
+from tests.support.kubernetes import backend, endpoint_slice, grant, mesh_annotations, parent, route, service
 
 
 def parse_route(*rules: dict[str, Any], kind: str = "HTTPRoute", **more: Any) -> Route:
@@ -123,8 +124,59 @@ def test_a_headless_service_has_no_cluster_ip() -> None:
     assert (found.cluster_ips, found.headless) == ((), True)
 
 
-def test_an_external_name_is_not_in_the_mesh() -> None:
-    assert parse(service("users", type="ExternalName", externalName="example.com")) == ()
+def test_an_external_name_is_another_name_and_its_ports_mean_nothing() -> None:
+    found = parse(service("users", type="ExternalName", externalName="Users.blog.svc.cluster.local."))
+    assert found == (Service("shop", "users", (), external_name="users.blog.svc.cluster.local"),)
+
+
+def test_annotations_of_a_slice_say_how_its_workloads_are_reached() -> None:
+    [found] = parse(
+        endpoint_slice(
+            "users-x",
+            "10.1.0.1",
+            runs_as="users",
+            capture="enabled",
+            inbound="strict",
+            opaque_ports="6379, 3306",
+            skip_inbound_ports="9090",
+        )
+    )
+    assert isinstance(found, EndpointSlice)
+    assert found.settings == WorkloadSettings(True, True, (3306, 6379), (9090,))
+    assert not found.takes_mtls(9090)
+    assert found.takes_mtls(8080)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("capture", "yes"),
+        ("inbound", "open"),
+        ("opaque_ports", "0"),
+        ("opaque_ports", "65536"),
+        ("opaque_ports", "3306,"),
+        ("skip_inbound_ports", "http"),
+    ],
+)
+def test_an_annotation_that_cannot_be_is_an_error_at_its_place(name: str, value: str) -> None:
+    with pytest.raises(FieldError) as caught:
+        parse(endpoint_slice("users-x", "10.1.0.1", **{name: value}))
+    assert caught.value.path[:2] == ("metadata", "annotations")
+
+
+def test_opaque_ports_of_a_service_may_name_the_port_or_the_one_behind_it() -> None:
+    ports = [
+        {"name": name, "port": port, "targetPort": port + 8000} for name, port in (("http", 80), ("b", 81))
+    ]
+    for listed in ("81", "8081"):
+        item = service("users", *ports)
+        item["metadata"]["annotations"] = mesh_annotations({"opaque_ports": listed})
+        [found] = parse(item)
+        assert isinstance(found, Service)
+        assert [(port.protocol, port.declared) for port in found.ports] == [
+            (AppProtocol.HTTP, True),
+            (AppProtocol.TCP, True),
+        ]
 
 
 def test_an_endpoint_slice_keeps_what_kubernetes_says_of_its_endpoints() -> None:
@@ -141,11 +193,11 @@ def test_an_endpoint_slice_keeps_what_kubernetes_says_of_its_endpoints() -> None
             "users-x",
             "users",
             "users",
-            (EndpointPort("http", 8080, AppProtocol.HTTP),),
+            (EndpointPort("http", 8080, AppProtocol.HTTP, True),),
             (
                 Endpoint("10.1.0.1", "endpoint-10-1-0-1"),
                 Endpoint("10.1.0.2", "users-b", zone="eu-1"),
-                Endpoint("10.1.0.3", "c", ready=False, serving=False),
+                Endpoint("10.1.0.3", "c", ready=False, serving=False, dns_label="c"),
                 Endpoint("10.1.0.4", "endpoint-10-1-0-4", ready=False, serving=True, terminating=True),
                 Endpoint("10.1.0.5", "endpoint-10-1-0-5"),
             ),

@@ -201,11 +201,10 @@ def test_of_a_dual_stack_service_one_family_is_used(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
-def test_what_the_mesh_cannot_reach_is_left_out_without_a_word(tmp_path: Path) -> None:
+def test_endpoints_that_the_mesh_cannot_reach_are_left_out_without_a_word(tmp_path: Path) -> None:
     async def scenario(api: KubeApi) -> None:
         users(api, "users-a")
-        api.put(service("away", type="ExternalName", externalName="example.org"))
-        names = endpoint_slice("away-1", "example.org")
+        names = endpoint_slice("users-2", "example.org")
         api.put({**names, "addressType": "FQDN"})
         foreign = endpoint_slice("foreign-1", "10.1.1.1")
         del foreign["metadata"]["labels"]["kubernetes.io/service-name"]

@@ -169,9 +169,10 @@ def test_one_more_replica_touches_its_clusters_endpoints_and_its_own_listener_al
     assert control.changes == [
         Change(
             {
-                LOAD_ASSIGNMENT: frozenset([USERS]),
-                LISTENER: frozenset(["inbound|127.0.1.3|8080"]),
-                CLUSTER: frozenset(["inbound|8080|127.0.1.3"]),
+                LOAD_ASSIGNMENT: frozenset([USERS, "127.0.1.3:8080"]),
+                LISTENER: frozenset(["inbound|127.0.1.3|8080", "127.0.1.3:8080"]),
+                CLUSTER: frozenset(["inbound|8080|127.0.1.3", "127.0.1.3:8080"]),
+                ROUTE_CONFIGURATION: frozenset(["127.0.1.3:8080"]),
             }
         )
     ]
@@ -216,7 +217,7 @@ def test_a_replica_that_goes_takes_its_inbound_resources_along() -> None:
     assert len(control.pipeline.resources(own, LISTENER, None)) == 1
     control.changes.clear()
     control.serve(*BASE[:2], endpoint_slice("users-a", "127.0.1.1", runs_as="users"), *BASE[3:])
-    assert control.changes[0].names[LISTENER] == {"inbound|127.0.1.2|8080"}
+    assert control.changes[0].names[LISTENER] == {"inbound|127.0.1.2|8080", "127.0.1.2:8080"}
     assert control.pipeline.resources(own, LISTENER, None) == {}
     assert repr(control.pipeline).startswith("Pipeline(cached=0,")
 

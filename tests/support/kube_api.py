@@ -11,7 +11,7 @@ import copy
 import json
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import yaml
 from aiohttp import web
 
 from tests.support.certs import TestCa, make_ca
+from tests.support.kubernetes import mesh_annotations
 
 Object = dict[str, Any]
 
@@ -388,21 +389,31 @@ def pod(
     leaving: bool = False,
     namespace: str = "shop",
     padding: int = 0,
+    addresses: Sequence[str] = (),
+    ports: Sequence[Object] = (),
+    **annotations: str,
 ) -> Object:
-    metadata: Object = {"name": name, "namespace": namespace, "labels": {"app": runs_as}}
+    """`ports` are those of its one container; `annotations` those of the mesh's group, with `_` for `-`."""
+    metadata: Object = {
+        "name": name,
+        "namespace": namespace,
+        "labels": {"app": runs_as},
+        "annotations": mesh_annotations(annotations),
+    }
     if meshed:
         metadata["labels"]["mesh.pilotfish.dev/injected"] = "true"
     if leaving:
         metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     if padding:
         metadata["managedFields"] = [{"manager": "kubelet", "fieldsV1": {"f:x": "x" * padding}}]
-    spec = {"serviceAccountName": runs_as, "nodeName": node, "containers": [{"name": "app"}]}
+    container = {"name": "app", "ports": list(ports)}
+    spec = {"serviceAccountName": runs_as, "nodeName": node, "containers": [container]}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": metadata,
         "spec": spec,
-        "status": {"phase": "Running"},
+        "status": {"phase": "Running", "podIPs": [{"ip": address} for address in addresses]},
     }
 
 

@@ -30,10 +30,12 @@ def endpoint_slice(
     runs_as: str = "",
     ports: Sequence[Mapping[str, Any]] = ({"name": "http", "port": 8080},),
     namespace: str = "shop",
+    **annotations: str,
 ) -> Object:
     """`endpoints` are addresses or whole entries; `of` is the Service, by default the part of the name
-    before its first `-`."""
-    annotations = {"mesh.pilotfish.dev/service-account": runs_as} if runs_as else {}
+    before its first `-`; `annotations` are those of the mesh's group, with `_` for `-`."""
+    if runs_as:
+        annotations["service-account"] = runs_as
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
@@ -41,12 +43,16 @@ def endpoint_slice(
             "name": name,
             "namespace": namespace,
             "labels": {"kubernetes.io/service-name": of or name.partition("-")[0]},
-            "annotations": annotations,
+            "annotations": mesh_annotations(annotations),
         },
         "addressType": "IPv4",
         "ports": [dict(port) for port in ports],
         "endpoints": [{"addresses": [item]} if isinstance(item, str) else dict(item) for item in endpoints],
     }
+
+
+def mesh_annotations(values: Mapping[str, str]) -> dict[str, str]:
+    return {f"mesh.pilotfish.dev/{name.replace('_', '-')}": value for name, value in values.items()}
 
 
 def parent(name: str, **more: Any) -> Object:
