@@ -22,12 +22,12 @@ class Replicas:
         self.apps: list[Process] = []
         routes = [
             route("/slow/", prefix_rewrite="/", timeout="0.3s", retry_policy=RETRY),
-            route("/try/", prefix_rewrite="/", retry_policy={**RETRY, "per_try_timeout": "0.2s"}),
+            route("/try/", prefix_rewrite="/", retry_policy={**RETRY, "per_try_timeout": "0.4s"}),
             route("/once/", prefix_rewrite="/"),
             route(
                 "/try-once/",
                 prefix_rewrite="/",
-                retry_policy={**RETRY, "num_retries": 1, "per_try_timeout": "0.2s"},
+                retry_policy={**RETRY, "num_retries": 1, "per_try_timeout": "0.4s"},
             ),
             route(retry_policy=RETRY),
         ]
@@ -59,6 +59,11 @@ class Replicas:
 
     def retries(self) -> int:
         return int(self.pair.outbound.stats("clusters", cluster="peer")["retries"])
+
+    def timeouts(self) -> tuple[int, int]:
+        """Of route `/slow/`: those that the cluster saw, and answers with 504."""
+        rows = [r for r in self.pair.outbound.json("/stats")["routes"] if r["route"] == "/slow/"]
+        return sum(row["timeouts"] for row in rows), sum(row["codes"].get("504", 0) for row in rows)
 
     def counts(self, path: str) -> list[int]:
         """How often each application was asked for it."""
@@ -125,11 +130,13 @@ class InFlight:
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_get_in_flight_when_its_replica_dies_is_sent_again(replicas: Replicas, whole: bool) -> None:
     """The sidecar with its application, or the application alone."""
-    path = f"/sleep?s=0.7&whole={whole}"
+    path = f"/wait?whole={whole}"
     flight = InFlight(replicas, "GET", path)
     if whole:
         replicas.pair.inbound[flight.where].kill()
     replicas.apps[flight.where].kill()
+    released = fetch((replicas.pair.hosts[1 - flight.where], APP), f"/release?whole={whole}")
+    assert released.status == 200
     answer = flight.answer()
     assert (answer.status, answer.headers["x-replica"]) == (200, f"app-{1 - flight.where}")
     line = replicas.pair.outbound.logged(path=path)
@@ -154,16 +161,16 @@ def test_a_post_in_flight_when_its_replica_dies_is_503_and_says_why(replicas: Re
 def test_a_retry_goes_to_a_replica_that_was_not_tried(replicas: Replicas) -> None:
     """Nobody ever answers in time: with one retry each request is seen by both replicas, once."""
     before = replicas.counts("/hang")
-    for _ in range(4):
+    for _ in range(2):
         assert replicas.fetch("/try-once/hang").status == 504
-    assert [after - n for after, n in zip(replicas.counts("/hang"), before, strict=True)] == [4, 4]
+    eventually(lambda: replicas.counts("/hang") == [n + 2 for n in before])
 
 
 def test_a_try_that_takes_too_long_is_made_elsewhere_and_its_end_is_504(replicas: Replicas) -> None:
     answer = replicas.fetch("/try/hang")
     assert answer.status == 504
-    assert answer.body.count(b"within 0.2 s (per-try timeout)") == 4  # the last, and each of three attempts
-    line = replicas.pair.outbound.logged(path="/try/hang")
+    assert answer.body.count(b"within 0.4 s (per-try timeout)") == 4  # the last, and each of three attempts
+    line = replicas.pair.outbound.logged(path="/try/hang", method="GET")
     assert (line["status"], line["attempts"], line["flags"]) == (504, 3, "UT,URX")
 
 
@@ -174,14 +181,14 @@ def test_a_post_that_takes_too_long_is_not_tried_again(replicas: Replicas) -> No
 
 
 def test_the_route_s_timeout_covers_all_attempts(replicas: Replicas) -> None:
+    before = replicas.timeouts()
     answer = replicas.fetch("/slow/hang")
     assert answer.status == 504
     assert b"no response from" in answer.body
     assert b"within 0.3 s (timeout of route /slow/)" in answer.body
     line = replicas.pair.outbound.logged(path="/slow/hang")
     assert (line["flags"], line["attempts"]) == ("UT", 1)
-    stats = replicas.pair.outbound.stats("routes", route="/slow/")
-    assert (stats["timeouts"], stats["codes"]) == (1, {"504": 1})
+    assert replicas.timeouts() == tuple(count + 1 for count in before)
 
 
 def test_grpc_calls_get_their_status_in_a_trailers_only_response(replicas: Replicas) -> None:

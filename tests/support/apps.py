@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 from base64 import b64encode
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,6 +66,7 @@ class Server:
         self.name = name
         self.counts: Counter[str] = Counter()
         self.connections = 0
+        self.gates: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
     async def serve(self, reader: Reader, writer: Writer) -> None:
         self.connections += 1
@@ -144,6 +145,17 @@ class Server:
             pass
         await asyncio.sleep(float(request.query["s"]))
         self.send(writer, 200, b"slept\n")
+
+    async def on_wait(self, request: Request, writer: Writer) -> None:
+        """Answers once `/release` with the same query was asked for: a test says when, not the clock."""
+        async for _ in request.body():
+            pass
+        await self.gates[json.dumps(request.query)].wait()
+        self.send(writer, 200, b"waited\n")
+
+    async def on_release(self, request: Request, writer: Writer) -> None:
+        self.gates[json.dumps(request.query)].set()
+        self.send(writer, 200)
 
     async def on_hang(self, request: Request, writer: Writer) -> None:
         """Takes the request's body and never answers; ends when the peer does."""
