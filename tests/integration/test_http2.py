@@ -55,8 +55,9 @@ def test_a_reset_of_the_application_after_it_had_the_request_reaches_the_caller_
 
 def test_a_stream_that_the_application_refused_is_sent_again(shop: Shop) -> None:
     """There is one replica, which refuses always: three attempts, then the reason."""
-    before = shop.shopper.stats("clusters", cluster="mirror.shop.svc.cluster.local:8081")["retries"]
     with H2Client(shop.proxy) as client:
+        assert client.fetch("/", authority=MIRROR).status == 200  # from here on the cluster is known
+        before = shop.shopper.stats("clusters", cluster="mirror.shop.svc.cluster.local:8081")["retries"]
         answer = client.fetch("/refuse/7", "POST", authority=MIRROR)
     assert answer.status == 503
     assert b"after 3 attempts" in answer.body

@@ -101,7 +101,7 @@ def test_a_malformed_frame_ends_its_connection_with_the_right_code(
     with socket.create_connection((pair.host, OUTBOUND), 30) as wire:
         wire.sendall(PREFACE + SETTINGS + sent)
         assert goaway_code(read_all(wire)) == code
-    assert pair.outbound.stats("listeners", listener="out")["protocol_errors"] == errors + 1
+    eventually(lambda: pair.outbound.stats("listeners", listener="out")["protocol_errors"] == errors + 1)
 
 
 @pytest.mark.usefixtures("bystander")

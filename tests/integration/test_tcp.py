@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.certs import make_ca
+from tests.support.processes import eventually
 from tests.support.shop import ECHO_PORT, Shop
 
 HELLO = b"hello from echo-1\n"
@@ -80,7 +81,8 @@ def test_the_bytes_went_over_mtls_to_the_sidecar(shop: Shop) -> None:
     before = shop.sidecars["backend-1"].stats("listeners", listener=inbound)["requests"]
     with connect_tunnel(shop, "echo.shop.svc:7000") as wire:
         assert read_exactly(wire, len(HELLO)) == HELLO
-    assert shop.sidecars["backend-1"].stats("listeners", listener=inbound)["requests"] == before + 1
+    backend = shop.sidecars["backend-1"]
+    eventually(lambda: backend.stats("listeners", listener=inbound)["requests"] == before + 1)
     line = shop.shopper.logged(authority="echo.shop.svc:7000")
     assert (line["protocol"], line["upstream"], line["bytes_out"]) == ("TCP", "backend-1", len(HELLO + BYE))
 
