@@ -69,8 +69,11 @@ def changing(shared: Changing) -> Changing:
     """`users` is routed to itself, and nothing is wrong."""
     if shared.mesh.control_plane.child.poll() is not None:
         shared.mesh.start_control_plane()
+    for name in ("users", "canary"):
+        shared.describe(name, shared.hosts[name])
     shared.route_to("users")
-    (shared.mesh.config / "bad.yaml").unlink(missing_ok=True)
+    for name in ("bad", "later"):
+        (shared.mesh.config / f"{name}.yaml").unlink(missing_ok=True)
 
     def calm() -> bool:
         return (
@@ -132,15 +135,15 @@ def test_what_is_wrong_is_shown_and_changes_nothing(
     """File, object and field, at the status page and in the log; the last good configuration serves."""
     with changing.load() as load:
         (changing.mesh.config / "bad.yaml").write_text(text)
-        changing.route_to("canary")  # good by itself, but the folder as a whole is not
         [problem] = eventually(lambda: changing.mesh.status()["problems"])
+        changing.route_to("canary")  # good by itself, but the folder as a whole is not
         load.more(25)
     assert {key: problem[key] for key in found} | {"file": problem["file"].rpartition("/")[2]} == found
     assert problem["severity"] == "error"
     assert problem["message"]
     assert load.failures() == []
     assert {outcome.replica for outcome in load.outcomes} == {"users"}
-    assert "bad.yaml" in changing.mesh.control_plane.log()
+    eventually(lambda: "bad.yaml" in changing.mesh.control_plane.log(), "the problem in the log")
     (changing.mesh.config / "bad.yaml").unlink()
     eventually(lambda: replica(changing) == "canary", "the good part")
 
