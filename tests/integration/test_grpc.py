@@ -92,7 +92,7 @@ def test_a_cancelled_call_is_cancelled_at_the_server(channel: grpc.Channel) -> N
 def test_a_deadline_ends_the_call_on_both_sides(channel: grpc.Channel) -> None:
     cancelled = counted(channel, b"cancelled")
     with pytest.raises(grpc.RpcError) as raised:
-        channel.unary_unary(method("Hang"))(b"", timeout=0.3)
+        channel.unary_unary(method("Hang"))(b"", timeout=0.5)
     assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     eventually(lambda: counted(channel, b"cancelled") == cancelled + 1, "the end at the server")
 

@@ -29,7 +29,7 @@ channel = grpc.secure_channel("xds:///greeter.shop:50051", credentials)
 for line in sys.stdin:
     try:
         call = channel.unary_unary(line.strip())
-        print(call(b"", timeout=3, wait_for_ready=False).decode(), flush=True)
+        print(call(b"", timeout=15, wait_for_ready=False).decode(), flush=True)
     except grpc.RpcError as error:
         print(error.code().name, flush=True)
 """
@@ -144,7 +144,7 @@ def test_calls_are_routed_over_mtls_to_proven_identities_alone(
             return (await stdout.readline()).decode().strip()
 
         async def becomes(method: str, answer: str) -> None:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while await call(method) != answer:
                     pass
 
