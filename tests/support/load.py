@@ -46,7 +46,7 @@ class Load:
                 text = answer.read().decode()
                 replica = answer.headers.get("x-replica", "")
                 self.outcomes.append(Outcome(answer.status, replica, text))
-            except OSError as error:
+            except (OSError, http.client.HTTPException) as error:
                 self.outcomes.append(Outcome(0, "", repr(error)))
                 connection.close()
         connection.close()
