@@ -16,7 +16,7 @@ from pilotfish.capture.settings import CaptureSettings
 
 Places = dict[str, list[str]]
 """Where rules are (a chain, in words) to the labels of the rules there, in order."""
-CHOICES = ("auto", "nft", "iptables")
+CHOICES = ("auto", "nft", "iptables", "iptables-nft", "iptables-legacy")
 
 
 class Backend(Protocol):
@@ -174,9 +174,8 @@ def count_rules(places: Places) -> int:
 
 def backends(choice: str) -> list[Backend]:
     """What may be tried for a choice of `CHOICES`, best first."""
-    nft: list[Backend] = [Nft()]
-    iptables: list[Backend] = [Iptables("nft"), Iptables("legacy")]
-    return {"auto": nft + iptables, "nft": nft, "iptables": iptables}[choice]
+    known: list[Backend] = [Nft(), Iptables("nft"), Iptables("legacy")]
+    return [backend for backend in known if choice == "auto" or backend.name.startswith(choice)]
 
 
 def _hook(hook: str, priority: int, policy: str) -> str:

@@ -45,11 +45,11 @@ def probe(settings: CaptureSettings, version: int) -> Fact:
     if target is None:
         return Fact(None, f"IPv{version} connection not tried: no address and port that would be captured")
     call = f"IPv{version} connection to {_text(target)}"
+    if _source_address(target) is None:
+        return Fact(None, f"{call} not tried: the pod has no route for it")
     try:
         arrived = _call(target, (_LOOPBACK[version], port))
     except OSError as error:
-        if error.errno in _NO_ROUTE:
-            return Fact(None, f"{call} not tried: the pod has no route for it")
         reason = error.strerror or "no answer"
         return Fact(False, f"{call} was not redirected to port {port}: {reason}")
     if arrived is None:
@@ -73,19 +73,27 @@ def _foreign_port(settings: CaptureSettings, version: int) -> Address | None:
 
 def _own_port(settings: CaptureSettings, version: int) -> Address | None:
     """A port of the pod's own address where nobody listens."""
-    with closing(socket.socket(_FAMILY[version], socket.SOCK_DGRAM)) as route:
+    address = _source_address((TARGETS[version][0], 9))
+    if address is None:
+        return None
+    with closing(socket.socket(_FAMILY[version])) as unused:
+        unused.bind((address, 0))
+        port: int = unused.getsockname()[1]
+    return None if contains(settings.left_inbound, port) else (address, port)
+
+
+def _source_address(target: Address) -> str | None:
+    """The pod's own address for calls of `target`; None where it has no route. Sends nothing."""
+    family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
+    with closing(socket.socket(family, socket.SOCK_DGRAM)) as route:
         try:
-            # Sends nothing: the kernel chooses the address by which it would go out.
-            route.connect((TARGETS[version][0], 9))
+            route.connect(target)
         except OSError as error:
             if error.errno in _NO_ROUTE:
                 return None
             raise
         address: str = route.getsockname()[0]
-    with closing(socket.socket(_FAMILY[version])) as unused:
-        unused.bind((address, 0))
-        port: int = unused.getsockname()[1]
-    return None if contains(settings.left_inbound, port) else (address, port)
+        return address
 
 
 def _call(target: Address, at: Address) -> Address | None:
