@@ -198,6 +198,27 @@ def capture(arguments: Sequence[str]) -> int:
     return run_capture(arguments)
 
 
+def check(arguments: Sequence[str]) -> int:
+    """Look at every part of the mesh in a cluster, and say what is wrong."""
+    from pilotfish.operator.check import run_check
+
+    return run_check(arguments)
+
+
+def status(arguments: Sequence[str]) -> int:
+    """Show each sidecar: its version, whether it has its configuration, how long its certificate lasts."""
+    from pilotfish.operator.status import run_status
+
+    return run_status(arguments)
+
+
+def proxy_config(arguments: Sequence[str]) -> int:
+    """Show what one sidecar has been told and is doing."""
+    from pilotfish.operator.proxy_config import run_proxy_config
+
+    return run_proxy_config(arguments)
+
+
 def demo(arguments: Sequence[str]) -> int:
     """Run a whole mesh on this machine for half a minute and show what it does."""
     from pilotfish.demo.main import run_demo
@@ -218,5 +239,8 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "drain": (drain, "send the clients of this pod's sidecar elsewhere, before it ends"),
     "wait": (wait, "wait until this pod's sidecar takes traffic"),
     "capture": (capture, "redirect the connections of this pod to its sidecar; check that; undo it"),
+    "check": (check, "look at every part of the mesh in a cluster, and say what is wrong"),
+    "status": (status, "show each sidecar: version, configuration, certificate"),
+    "proxy-config": (proxy_config, "show what one sidecar has been told and is doing"),
     "demo": (demo, "run a whole mesh on this machine and show what it does"),
 }

@@ -93,6 +93,12 @@ def json_of(findings: Sequence[Finding]) -> dict[str, Any]:
     }
 
 
+def logs(pod: str, container: str = "") -> str:
+    """The command that shows what a pod (`NAMESPACE/NAME`) says."""
+    namespace, _, name = pod.partition("/")
+    return f"kubectl -n {namespace} logs {name}" + (f" -c {container}" if container else "")
+
+
 def some(names: Sequence[str], most: int = 5) -> str:
     """The first of many names, and how many more there are."""
     more = len(names) - most

@@ -11,6 +11,8 @@ from mesh_api.names import GROUP
 
 INJECT = f"{GROUP}/inject"
 """Label of namespaces whose pods get sidecars, and of pods that do not want one."""
+CONTROLLER = f"{GROUP}/controller"
+"""Who we are in the status of routes."""
 
 
 @dataclass(frozen=True, slots=True)

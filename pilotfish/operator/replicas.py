@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,8 +34,8 @@ class Replica:
     """`/status.json`; empty when there is an error."""
     error: str = ""
     hint: str = ""
-    date: float | None = None
-    """When it answered by the clock of the API server; None: not known."""
+    asked_at: float | None = None
+    """Seconds since the epoch, by this machine's clock."""
 
     @property
     def version(self) -> str:
@@ -84,7 +85,7 @@ def _asked(api: Api, namespace: str, pod: str) -> Replica:
         answer = api.page(namespace, pod, STATUS_PORT, "/status.json")
         if answer.status != 200:
             return Replica(pod, {}, f"its status page answered with {answer.status}: {answer.text()[:200]}")
-        return Replica(pod, _object(answer.body), date=answer.date)
+        return Replica(pod, _object(answer.body), asked_at=time.time())
     except ApiError as error:
         return Replica(pod, {}, error.text, error.hint)
     except ValueError:
