@@ -5,9 +5,10 @@
 resets that stream, a connection error queues GOAWAY, resets all streams and sets `should_close`.
 
 A peer that makes work without making progress runs into debt: PING, SETTINGS, empty and unknown frames,
-resets before a response, refused streams. Responses and body bytes work the debt off, and so does every
-call of `receive`, which stands in for time: what comes slowly is no flood. Too much of it ends the
-connection with ENHANCE_YOUR_CALM.
+refused streams. Responses and body bytes work the debt off, and so does every call of `receive`, which
+stands in for time: what comes slowly is no flood. Too much of it ends the connection with
+ENHANCE_YOUR_CALM. Streams that are reset before their response cost others more than a read, so they have a
+budget of their own, by the clock.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ _HEAD_WORK = 8
 """Frames that are taken in one turn of the event loop, a header section counting for several: 64 KiB may hold
 thousands of requests, and other connections would wait for all of them."""
 _REFUSAL_COST = 1
-_RESET_COST = 2
 _TOO_LARGE_COST = 8
 """Of a request that is answered 431: decoding it has cost more than answering ten others."""
 _unpack = frames.unpack_header

@@ -11,7 +11,10 @@ from sidecar.protocol.h2_sender import ConnectionFailure, H2Options, H2Sender
 from sidecar.protocol.h2_stream import DONE, HEAD, SENT_CREDIT, H2Stream
 
 _MAX_DEBT = 1000
-_RESET_COST = 2
+_RESET_BURST = 500
+_RESETS_A_SECOND = 50
+_RESET_AGE = 1.0
+"""Seconds after which a reset is no haste: its sender has waited for the response and given up."""
 _SETTINGS_COST = 4
 _WINDOWS_MOVED = 32
 """Streams whose windows one unit of debt moves."""
@@ -51,6 +54,12 @@ class H2Control(H2Sender):
         self._closed: dict[int, bool] = {}
         """Streams ended by RST_STREAM lately -> whether the peer sent it."""
         self._forgotten_id = 0
+        self._resets_left = float(_RESET_BURST)
+        self._resets_time = 0.0
+        self._resets_id = 0
+        """When the last hasty reset came, and the highest stream then."""
+        self._aged_id = self._aging_id = 0
+        self._aging_time = 0.0
         self.connection_window = max(frames.DEFAULT_WINDOW, options.initial_connection_window_size)
         self.connection_update_threshold = self.connection_window // 2
         self.receive_window = self.connection_window
@@ -141,6 +150,21 @@ class H2Control(H2Sender):
         if self.debt > _MAX_DEBT:
             raise ConnectionFailure(ErrorCode.ENHANCE_YOUR_CALM, f"too many {what}")
 
+    def _count_reset(self, stream_id: int, what: str) -> None:
+        """A server's stream was reset before its response, by the client or because of what it did. Unlike
+        debt this is not worked off by reads: a request a packet costs as much as many in one. Time gives
+        resets back, and every stream that was opened since gives half a one."""
+        now = self.options.clock()
+        if now - self._aging_time >= _RESET_AGE:
+            self._aged_id, self._aging_id, self._aging_time = self._aging_id, self.last_opened_id, now
+        if stream_id <= self._aged_id:
+            return
+        earned = _RESETS_A_SECOND * (now - self._resets_time) + (self.last_opened_id - self._resets_id) / 4
+        self._resets_left = min(_RESET_BURST, self._resets_left + earned) - 1
+        self._resets_time, self._resets_id = now, self.last_opened_id
+        if self._resets_left < 0:
+            raise ConnectionFailure(ErrorCode.ENHANCE_YOUR_CALM, f"too many {what}")
+
     def check_not_idle(self, stream_id: int, what: str) -> None:
         """Section 5.1: most frames on an idle stream are a connection error."""
         if stream_id > self.last_opened_id or not stream_id & 1:
@@ -212,7 +236,7 @@ class H2Control(H2Sender):
             return
         if stream.local == HEAD and not self.client:
             # A server can only refuse what it was sent, and does so to all when its application is gone.
-            self.incur(_RESET_COST, "streams reset before their response")
+            self._count_reset(stream_id, "streams reset before their response")
         code = int.from_bytes(payload, "big")
         self.remember_closed(stream_id, True)
         self._end_stream(
@@ -377,7 +401,7 @@ class H2Control(H2Sender):
         """Section 5.4.2: reset the stream and tell its handler. Clients that provoke resets (CVE-2025-8671)
         run into debt like those that send them."""
         if not self.client:
-            self.incur(_RESET_COST, f"stream errors, the last: {text}")
+            self._count_reset(stream.id, f"stream errors, the last: {text}")
         self.remember_closed(stream.id, False)
         self.write_control(frames.rst_stream(stream.id, code))
         self._end_stream(stream, Reset(code, text, remote=False))

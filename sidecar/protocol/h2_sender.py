@@ -7,6 +7,7 @@ turns in pieces of 16 KiB, so that a large body delays a small one by a piece, n
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ class H2Options:
     """Server: offer extended CONNECT (RFC 8441)."""
     trusted_peer: bool = False
     """The peer is another sidecar of the mesh (see `hpack_encoder`)."""
+    clock: Callable[[], float] = time.monotonic
+    """Seconds; asked when a stream is reset before its response."""
 
 
 class ConnectionFailure(Exception):

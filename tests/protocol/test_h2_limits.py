@@ -104,10 +104,50 @@ def test_floods_end_the_connection(name: str) -> None:
 
 
 def test_rapid_reset_ends_the_connection() -> None:
-    connection = server()
-    octets = b"".join(f.headers(i, f.GET, True) + f.rst_stream(i, 8) for i in range(1, 2001, 2))
+    connection = server(clock=Clock())
+    octets = b"".join(f.headers(i, f.GET, True) + f.rst_stream(i, 8) for i in range(1, 2101, 2))
     assert connection_error(connection, octets) == CALM
-    assert len(connection.requests) < 600
+    assert 990 < len(connection.requests) <= 1001  # each stream opened gives half a reset back
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.time = 1000.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+def reset_paced(rate: int, age: float = 0.0, seconds: int = 60) -> int | None:
+    """Every frame in a read of its own, `rate` requests a second, each reset `age` seconds later; the number
+    of resets that were taken before the connection ended, or None."""
+    clock = Clock()
+    connection = server(clock=clock, max_concurrent_streams=100_000)
+    late = int(age * rate)
+    for n in range(rate * seconds):
+        clock.time += 1 / rate
+        connection.say(f.headers(2 * n + 1, f.GET, True))
+        if n >= late:
+            frames = connection.say(f.rst_stream(2 * (n - late) + 1, 8))
+            if frames and frames[-1].type == f.GOAWAY:
+                assert frames[-1].code == CALM
+                return n - late
+    return None
+
+
+def test_rapid_reset_a_frame_at_a_time_ends_the_connection_too() -> None:
+    taken = reset_paced(10_000)
+    assert taken is not None
+    assert 1000 <= taken <= 1020
+    taken = reset_paced(200, seconds=12)
+    assert taken is not None
+    assert 1900 <= taken <= 2100
+
+
+@pytest.mark.parametrize(("rate", "age"), [(90, 0.0), (500, 2.5)])
+def test_requests_that_are_given_up_after_waiting_are_no_rapid_reset(rate: int, age: float) -> None:
+    """An application that hangs: each of its callers' time-outs is a reset."""
+    assert reset_paced(rate, age, 12) is None
 
 
 def test_a_few_cancelled_requests_are_no_flood() -> None:
@@ -152,13 +192,26 @@ def test_refused_streams_without_end() -> None:
 )
 def test_resets_that_the_client_provokes_count_as_its_own(provoke: bytes) -> None:
     """CVE-2025-8671."""
-    connection = server()
+    connection = server(clock=Clock())
     octets = b"".join(
         f.headers(i, f.GET, True) + provoke[:5] + i.to_bytes(4, "big") + provoke[9:]
         for i in range(1, 3001, 2)
     )
     assert connection_error(connection, octets) == CALM
-    assert len(connection.requests) < 600
+    assert 990 < len(connection.requests) <= 1001
+
+
+def test_stream_errors_a_frame_at_a_time_end_the_connection_too() -> None:
+    clock = Clock()
+    connection = server(clock=clock)
+    for i in range(1, 3001, 2):
+        clock.time += 0.0001
+        connection.say(f.headers(i, f.GET, True))
+        frames = connection.say(f.window_update(i, 0))
+        if frames[-1].type == f.GOAWAY:
+            break
+    assert frames[-1].code == CALM
+    assert 1000 <= len(connection.requests) <= 1020
 
 
 def test_a_few_stream_errors_between_responses_are_no_flood() -> None:
