@@ -2,14 +2,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Servers and tools from Debian that the wider tests and the benchmark use.
-DEBIAN := nghttp2-server nghttp2-client curl redis-server postgresql mariadb-server rabbitmq-server
+DEBIAN := nghttp2-server nghttp2-client curl redis-server postgresql mariadb-server rabbitmq-server \
+  nftables iptables iproute2
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 DOCKER ?= docker
 # Where images are to be pushed: empty, or a registry with its path and without a slash at the end.
 REGISTRY ?=
-IMAGES := sidecar control-plane examples
+IMAGES := sidecar control-plane init examples
 
 .PHONY: help install check test test-all debian bench soak demo images proto clean
 
@@ -34,7 +35,7 @@ test: install ## What needs no root and only the package index; under 5 minutes
 
 debian: # Services are not started: the tests run the servers themselves.
 	@missing=; PATH="$$PATH:/usr/sbin"; \
-	for tool in nghttpd h2load curl redis-server pg_lsclusters mariadbd rabbitmq-server; do \
+	for tool in nghttpd h2load curl redis-server pg_lsclusters mariadbd rabbitmq-server nft iptables ip; do \
 	  command -v $$tool >/dev/null || missing=1; done; \
 	if [ -n "$$missing" ]; then \
 	  made=; policy=/usr/sbin/policy-rc.d; \

@@ -108,6 +108,24 @@ def test_every_image_has_a_version(kustomization: str) -> None:
                 assert tag == version[1] or not name.startswith("pilotfish"), container["image"]
 
 
+def test_every_image_can_be_built_and_named() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    made = re.search(r"^IMAGES := (.+)$", makefile, re.MULTILINE)
+    assert made is not None
+    images = set(made[1].split())
+    assert images == {path.stem for path in (ROOT / "deploy/images").glob("*.Dockerfile")}
+    component = yaml.safe_load((ROOT / "deploy/k8s/components/images/kustomization.yaml").read_text())
+    assert {image["name"] for image in component["images"]} == {f"pilotfish-{name}" for name in images}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy/images").glob("*.Dockerfile")), ids=relative)
+def test_every_dockerfile_copies_what_is_there(path: Path) -> None:
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", path.read_text(), re.MULTILINE)
+    assert copied
+    for name in " ".join(copied).split():
+        assert (ROOT / name).exists(), name
+
+
 @needs_kustomize
 @pytest.mark.parametrize("kustomization", [name for name in KUSTOMIZATIONS if name != "examples/shop"])
 def test_the_injector_is_told_the_image_that_the_setting_names(kustomization: str) -> None:
