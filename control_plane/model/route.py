@@ -116,6 +116,8 @@ class BackendRef:
     filters: Filters = Filters()
     resolved: bool = True
     """False: it does not exist or may not be named, and its share of the requests is answered 500."""
+    kind: str = ""
+    """Group and kind of what is no Service, for messages; nothing of that sort is ever resolved."""
     path: tuple[str | int, ...] = field(default=(), compare=False)
 
     @property

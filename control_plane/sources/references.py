@@ -42,6 +42,7 @@ def check_services(mesh: Mesh) -> list[Finding]:
     return [
         *_cluster_ips(mesh),
         *(finding for item in mesh.slices for finding in _slice(mesh, item, meshed)),
+        *_workload_settings(mesh),
         *_workload_ports(mesh),
     ]
 
@@ -102,6 +103,22 @@ def _slice(mesh: Mesh, item: EndpointSlice, meshed: Collection[ServiceKey]) -> I
             )
 
 
+def _workload_settings(mesh: Mesh) -> Iterator[Finding]:
+    """Slices of several Services say the same of how a workload is reached."""
+    first: dict[str, EndpointSlice] = {}
+    for item in mesh.slices:
+        for endpoint in item.endpoints:
+            other = first.setdefault(endpoint.address, item)
+            if other.settings != item.settings:
+                message = (
+                    f"{endpoint.address} is annotated otherwise in EndpointSlice"
+                    f" {other.namespace}/{other.name}: capture, inbound, opaque-ports and"
+                    " skip-inbound-ports are of a whole workload"
+                )
+                ref = ObjectRef("EndpointSlice", item.namespace, item.name)
+                yield Finding(ref, ("metadata", "annotations"), message)
+
+
 def _workload_ports(mesh: Mesh) -> Iterator[Finding]:
     """A workload has one account; and where a sidecar listens beside its application, their ports must not
     meet."""
@@ -158,6 +175,10 @@ def _parent(mesh: Mesh, ref: ObjectRef, parent: ParentRef) -> Iterator[Finding]:
         message = f"Service {parent.service} does not exist; add it or correct the reference"
         yield Finding(ref, (*parent.path, "name"), message, reason="NoMatchingParent")
         return
+    if service.external_name:
+        message = f"Service {parent.service} is of type ExternalName: calls to it are calls to what it names"
+        yield Finding(ref, (*parent.path, "name"), message, reason="NoMatchingParent")
+        return
     covered = [port for port in service.ports if parent.covers(port.port, port.name)]
     explicit = parent.port is not None or parent.section_name
     if not covered and explicit:
@@ -177,6 +198,10 @@ def _parent(mesh: Mesh, ref: ObjectRef, parent: ParentRef) -> Iterator[Finding]:
 def _backend(mesh: Mesh, ref: ObjectRef, route: Route, backend: BackendRef) -> Iterator[Finding]:
     # A backend without weight gets no traffic; Gateway API tolerates one that does not exist.
     severity = Severity.ERROR if backend.weight else Severity.WARNING
+    if backend.kind:
+        message = f"is a {backend.kind}; only Services can be backends"
+        yield Finding(ref, (*backend.path, "kind"), message, severity, "InvalidKind")
+        return
     service = mesh.services.get(backend.service)
     if service is None:
         message = f"Service {backend.service} does not exist; add it or correct the reference"
@@ -184,6 +209,8 @@ def _backend(mesh: Mesh, ref: ObjectRef, route: Route, backend: BackendRef) -> I
         return
     if service.port(backend.port) is None:
         message = f"Service {backend.service} has no port {backend.port}; it has {_ports_text(service)}"
+        if service.external_name:
+            message = f"Service {backend.service} is of type ExternalName, to which no route can lead"
         yield Finding(ref, (*backend.path, "port"), message, severity, "BackendNotFound")
     # A route for calls to a Service may send them there: the caller could have done so without the route.
     granted = (

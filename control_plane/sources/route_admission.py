@@ -51,6 +51,7 @@ class Admission:
 
 
 _RESOLVED = Condition("ResolvedRefs", True, "ResolvedRefs", "every backend exists")
+_UNRESOLVED = ("BackendNotFound", "InvalidKind", "RefNotPermitted")
 _ACCEPTED = Condition("Accepted", True, "Accepted", "calls to this Service follow the route")
 
 
@@ -94,7 +95,8 @@ def _without_missing(route: Route, findings: Iterable[Finding]) -> Route:
             replace(
                 rule,
                 backends=tuple(
-                    replace(backend, resolved=backend.path not in lost) for backend in rule.backends
+                    replace(backend, resolved=backend.resolved and backend.path not in lost)
+                    for backend in rule.backends
                 ),
             )
             for rule in route.rules
@@ -111,7 +113,7 @@ def _parents(
         text += "; the last good version stays in use" if facts.route else ""
         refused = (Condition("Accepted", False, "UnsupportedValue", text),)
         return tuple((parent, refused) for parent in facts.parents)
-    backends = [f for f in findings if f.reason in ("BackendNotFound", "RefNotPermitted")]
+    backends = [f for f in findings if f.reason in _UNRESOLVED]
     resolved = _RESOLVED
     if backends:
         text = "; ".join(f"{path_text(f.path)}: {f.message}" for f in backends[:8])

@@ -89,17 +89,19 @@ def _rule(kind: RouteKind, namespace: str, item: Fields) -> RouteRule:
 
 def _backend(kind: RouteKind, namespace: str, item: Fields) -> BackendRef:
     item.only(("filters", "group", "kind", "name", "namespace", "port", "weight"))
-    if item.text("group", "") not in ("", "core") or item.text("kind", "Service") != "Service":
-        raise item.error("kind", f"is {item.text('kind', 'Service')!r}; only Services can be backends")
+    group, sort = item.text("group", ""), item.text("kind", "Service")
+    is_service = group in ("", "core") and sort == "Service"
     filters = parse_filters(kind, item)
     if filters.rewrite or filters.redirect:
         raise item.error("filters", "only header modifiers work on one backend; move the others to the rule")
     return BackendRef(
         namespace=item.text("namespace", namespace),
         name=item.text("name"),
-        port=item.port("port"),
+        port=item.port("port") if is_service else 0,
         weight=item.integer("weight", 0, 1_000_000, 1),
         filters=filters,
+        resolved=is_service,
+        kind="" if is_service else f"{group or 'core'}/{sort}",
         path=item.path,
     )
 

@@ -197,6 +197,22 @@ def reference_problems(tmp_path: Path, *objects: dict[str, Any]) -> list[str]:
             " add a ReferenceGrant to back that lets HTTPRoute of shop name it",
         ),
         (
+            route("r", {"backendRefs": [{"kind": "Deployment", "name": "users"}]}),
+            "HTTPRoute shop/r: spec.rules[0].backendRefs[0].kind: is a core/Deployment; only Services can be"
+            " backends",
+        ),
+        (
+            route("r", {"backendRefs": [backend("away")]}),
+            "HTTPRoute shop/r: spec.rules[0].backendRefs[0].port: Service shop/away is of type ExternalName,"
+            " to which no route can lead",
+        ),
+        (
+            endpoint_slice("users-b", "127.0.1.1", runs_as="users", capture="enabled"),
+            "EndpointSlice shop/users-b: metadata.annotations: 127.0.1.1 is annotated otherwise in"
+            " EndpointSlice shop/users-a: capture, inbound, opaque-ports and skip-inbound-ports are of a"
+            " whole workload",
+        ),
+        (
             endpoint_slice("users-b", "127.0.1.2", runs_as="user"),
             "EndpointSlice shop/users-b:"
             " metadata.annotations['mesh.pilotfish.dev/service-account']: ServiceAccount"
@@ -231,7 +247,8 @@ def test_what_leads_nowhere_or_collides_is_an_error_at_its_field(
     tmp_path: Path, value: dict[str, Any], expected: str
 ) -> None:
     stock = service("stock", namespace="back")
-    assert reference_problems(tmp_path, *GOOD, stock, value) == [expected]
+    away = service("away", type="ExternalName", externalName="example.com")
+    assert reference_problems(tmp_path, *GOOD, stock, away, value) == [expected]
 
 
 def test_a_grant_and_a_consumers_own_parent_allow_other_namespaces(tmp_path: Path) -> None:

@@ -378,10 +378,6 @@ def filter_rule(name: str, **body: Any) -> dict[str, Any]:
             "spec.rules[0].backendRefs[0].port: is 70000; expected a number from 1 to 65535",
         ),
         (
-            {"backendRefs": [backend("users", kind="Deployment")]},
-            "spec.rules[0].backendRefs[0].kind: is 'Deployment'; only Services can be backends",
-        ),
-        (
             {"timeouts": {"request": "10"}},
             "spec.rules[0].timeouts.request: is '10'; expected a duration such as 500ms, 10s or 1h30m",
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -15,7 +16,13 @@ from control_plane.kube.access import from_kubeconfig
 from control_plane.kube.client import KubeClient
 from control_plane.model.mesh import Mesh
 from control_plane.model.problem import Severity
-from control_plane.model.service import ServiceKey
+from control_plane.model.service import (
+    AppProtocol,
+    EndpointPort,
+    ServiceKey,
+    Workload,
+    WorkloadSettings,
+)
 from control_plane.sources.kubernetes import KubernetesSource
 from control_plane.sources.route_admission import RouteVerdict
 from tests.support import kube_api
@@ -187,7 +194,7 @@ def test_zones_come_from_the_endpoint_or_else_from_its_node(tmp_path: Path) -> N
     run(tmp_path, scenario)
 
 
-def test_of_a_dual_stack_service_one_family_is_used(tmp_path: Path) -> None:
+def test_of_a_dual_stack_service_one_family_is_balanced_and_both_are_names(tmp_path: Path) -> None:
     async def scenario(api: KubeApi) -> None:
         users(api, "users-a")
         second = endpoint_slice("users-2", endpoint("fd00::1", "users-a"))
@@ -197,6 +204,103 @@ def test_of_a_dual_stack_service_one_family_is_used(tmp_path: Path) -> None:
             assert addresses(follower.mesh) == {"users": ("10.0.0.1",)}
             api.put(service("users", clusterIPs=["fd00::99", "10.9.9.9"]))
             await follower.until(lambda: addresses(follower.mesh) == {"users": ("fd00::1",)})
+
+    run(tmp_path, scenario)
+
+
+def test_a_pod_with_a_sidecar_is_known_by_all_its_addresses_behind_a_service_or_not(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        ports = [
+            {"name": "http", "containerPort": 8080},
+            {"containerPort": 9090},
+            {"containerPort": 53, "protocol": "UDP"},
+        ]
+        both = ("10.0.0.9", "fd00::9")
+        lone = pod(
+            "lone", "jobs", node="n1", addresses=both, ports=ports, capture="enabled", inbound="strict"
+        )
+        native = {"name": "log", "restartPolicy": "Always", "ports": [{"containerPort": 7000}]}
+        setup = {"name": "setup", "ports": [{"containerPort": 7001}]}
+        proxy = {"name": "pilotfish-sidecar", "restartPolicy": "Always", "ports": [{"containerPort": 15000}]}
+        lone["spec"]["initContainers"] = [native, setup, proxy]
+        api.put(kube_api.node("n1", "zone-1"), lone, pod("outside", meshed=False, addresses=("10.0.0.8",)))
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            expected = Workload(
+                "shop",
+                "lone",
+                "jobs",
+                both,
+                (
+                    EndpointPort("http", 8080, AppProtocol.HTTP, True),
+                    EndpointPort("", 9090, AppProtocol.HTTP),
+                    EndpointPort("", 7000, AppProtocol.HTTP),
+                ),
+                WorkloadSettings(captured=True, strict=True),
+                "zone-1",
+            )
+            assert follower.mesh.workloads == (expected,)
+            lone["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+            api.put(lone, kube_api.node("n1", "zone-2"))
+            await follower.until(
+                lambda: follower.mesh.workloads == (replace(expected, terminating=True, zone="zone-2"),)
+            )
+            api.delete("Pod", "lone")
+            await follower.until(lambda: follower.mesh.workloads == ())
+
+    run(tmp_path, scenario)
+
+
+def test_a_pod_that_has_no_address_yet_shares_one_or_has_ended_is_no_workload(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        shared, ended = pod("shared", addresses=("10.9.9.9",)), pod("ended", addresses=("10.0.0.2",))
+        shared["spec"]["hostNetwork"] = True
+        ended["status"]["phase"] = "Succeeded"
+        api.put(shared, ended, pod("waiting"))
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            assert follower.mesh.workloads == ()
+            api.put(pod("waiting", addresses=("10.0.0.3",)))
+            await follower.until(
+                lambda: [item.addresses for item in follower.mesh.workloads] == [("10.0.0.3",)]
+            )
+
+    run(tmp_path, scenario)
+
+
+def test_a_slice_is_divided_by_the_settings_of_its_pods(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a", "users-b", "users-c")
+        api.put(pod("users-b", capture="enabled"), pod("users-c", meshed=False, opaque_ports="8080"))
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            found = {item.endpoints[0].address: item.settings for item in follower.mesh.slices}
+            assert found == {
+                "10.0.0.1": WorkloadSettings(),
+                "10.0.0.2": WorkloadSettings(captured=True),
+                "10.0.0.3": WorkloadSettings(opaque_ports=(8080,)),
+            }
+            # An annotation that cannot be leaves the Pod as it was.
+            api.put(pod("users-b", capture="perhaps"))
+            await follower.until(lambda: follower.source.state.pods.refused)
+            [problem] = [p for p in follower.source.problems if p.severity is Severity.ERROR]
+            assert (problem.object, problem.field) == (
+                "Pod shop/users-b",
+                "metadata.annotations['mesh.pilotfish.dev/capture']",
+            )
+            assert {item.endpoints[0].address: item.settings for item in follower.mesh.slices} == found
+
+    run(tmp_path, scenario)
+
+
+def test_external_names_are_read(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        api.put(service("away", type="ExternalName", externalName="example.org"))
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            away = follower.mesh.services[ServiceKey("shop", "away")]
+            assert (away.external_name, away.ports) == ("example.org", ())
+            assert follower.source.problems == ()
 
     run(tmp_path, scenario)
 
@@ -317,7 +421,7 @@ def test_a_list_whose_continue_token_expired_starts_over(tmp_path: Path) -> None
         expired = api._list
         calls = 0
 
-        def once(request: object, plural: str) -> object:
+        def once(request: object, plural: str, *rest: object) -> object:
             nonlocal calls
             if plural == "services":
                 calls += 1
@@ -325,7 +429,7 @@ def test_a_list_whose_continue_token_expired_starts_over(tmp_path: Path) -> None
                     api.compact()
                     api._version += 1
                     api._oldest = api._version
-            return expired(request, plural)  # type: ignore[arg-type]
+            return expired(request, plural, *rest)  # type: ignore[arg-type]
 
         api._list = once  # type: ignore[assignment,method-assign]
         async with following(api) as follower:
@@ -498,6 +602,23 @@ def test_a_backend_in_another_namespace_needs_a_grant(tmp_path: Path) -> None:
             assert not follower.mesh.routes[0].rules[0].backends[0].resolved
             api.put(grant("bank", "shop"))
             await follower.until(lambda: verdict(follower, "r") == ACCEPTED)
+
+    run(tmp_path, scenario)
+
+
+def test_a_backend_of_another_kind_is_answered_for_its_share_and_the_others_serve(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        import_ = {"group": "multicluster.x-k8s.io", "kind": "ServiceImport", "name": "users"}
+        api.put(route("r", {"backendRefs": [backend("users"), import_]}))
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            assert verdict(follower, "r") == {**ACCEPTED, "ResolvedRefs": (False, "InvalidKind")}
+            [rule] = follower.mesh.routes[0].rules
+            assert [(b.resolved, b.kind) for b in rule.backends] == [
+                (True, ""),
+                (False, "multicluster.x-k8s.io/ServiceImport"),
+            ]
 
     run(tmp_path, scenario)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from envoy.config.cluster.v3.cluster_pb2 import Cluster
 from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from envoy.config.listener.v3.listener_pb2 import Listener
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
@@ -16,6 +18,12 @@ from envoy.extensions.filters.network.http_connection_manager.v3.http_connection
 from control_plane import pipeline as module
 from control_plane.model.discovery import Change, Dialect, NodeInfo
 from control_plane.model.mesh import MeshSettings, TracingSettings
+from control_plane.model.service import (
+    AppProtocol,
+    EndpointPort,
+    Workload,
+    WorkloadSettings,
+)
 from control_plane.pipeline import Pipeline
 from control_plane.registry import Registry
 from control_plane.translate.names import CLUSTER, LISTENER, LOAD_ASSIGNMENT, ROUTE_CONFIGURATION
@@ -43,8 +51,8 @@ class Control:
         self.pipeline.subscribe(self.changes.append)
         self.serve(*(objects or BASE))
 
-    def serve(self, *objects: dict[str, Any]) -> None:
-        self.registry.replace(mesh(*objects))
+    def serve(self, *objects: dict[str, Any], workloads: tuple[Workload, ...] = ()) -> None:
+        self.registry.replace(replace(mesh(*objects), workloads=workloads))
 
     def bodies(self, type_url: str, *names: str, to: NodeInfo | None = None) -> dict[str, bytes]:
         found = self.pipeline.resources(to or node(), type_url, frozenset(names))
@@ -299,3 +307,163 @@ def test_clients_in_different_zones_get_the_replicas_that_are_meant_for_them() -
         return str(locality.locality.zone)
 
     assert (first("127.0.1.1"), first("127.0.1.2")) == ("a", "b")
+
+
+# --- single workloads, replicas by name, other names ---
+
+TYPES = (LISTENER, ROUTE_CONFIGURATION, CLUSTER, LOAD_ASSIGNMENT)
+
+
+def addresses_of(assignment: bytes) -> list[str]:
+    return [
+        item.endpoint.address.socket_address.address
+        for locality in ClusterLoadAssignment.FromString(assignment).endpoints
+        for item in locality.lb_endpoints
+    ]
+
+
+@pytest.mark.parametrize("address", ["127.0.1.1", "127.0.1.12"], ids=["sidecar", "no sidecar"])
+def test_every_workload_is_a_destination_by_its_address(address: str) -> None:
+    control, name = Control(), f"{address}:8080"
+    found = {type_url: control.bodies(type_url, name)[name] for type_url in TYPES}
+    assert routes_of(found[LISTENER]) == name
+    assert first_cluster(found[ROUTE_CONFIGURATION]) == name
+    assert Cluster.FromString(found[CLUSTER]).name == name
+    assert Cluster.FromString(found[CLUSTER]).HasField("transport_socket") == (address == "127.0.1.1")
+    assert addresses_of(found[LOAD_ASSIGNMENT]) == [address]
+
+
+def test_a_port_that_a_workload_does_not_have_is_no_destination() -> None:
+    control = Control()
+    for type_url in TYPES:
+        assert control.bodies(type_url, "127.0.1.1:80", "127.0.1.99:8080", "[::1]:8080") == {}
+
+
+def test_nothing_is_made_of_workloads_that_nobody_asks_for_and_a_change_remakes_its_own_alone() -> None:
+    control = Control()
+    first, other = "127.0.1.1:8080", "127.0.1.11:8080"
+    assert control.pipeline.translations == 0
+    for type_url in TYPES:
+        control.bodies(type_url, first, other)
+    made = control.pipeline.translations
+    captured = endpoint_slice("users-a", "127.0.1.1", "127.0.1.2", runs_as="users", capture="enabled")
+    control.serve(*BASE[:2], captured, *BASE[3:])
+    for type_url in TYPES:
+        assert other not in (control.changes[-1].names[type_url] or ())
+        assert first in (control.changes[-1].names[type_url] or ())
+        control.bodies(type_url, first, other)
+    assert control.pipeline.translations == made + len(TYPES)
+
+
+def test_a_pod_behind_no_service_is_served_and_is_a_destination() -> None:
+    control = Control()
+    settings = WorkloadSettings(captured=True)
+    port = EndpointPort("", 9000, AppProtocol.HTTP)
+    lone = Workload("shop", "lone", "jobs", ("10.1.0.1", "fd00::1"), (port,), settings)
+    control.changes.clear()
+    control.serve(*BASE, workloads=(lone,))
+    own = node("jobs", "10.1.0.1")
+    assert set(control.pipeline.resources(own, LISTENER, None)) == {
+        "inbound|10.1.0.1|9000",
+        "inbound|fd00::1|9000",
+    }
+    assert set(control.pipeline.resources(own, CLUSTER, None)) == {
+        "inbound|9000|10.1.0.1",
+        "inbound|9000|fd00::1",
+    }
+    assert control.pipeline.resources(node("users", "10.1.0.1"), LISTENER, None) == {}
+    names = {"10.1.0.1:9000", "[fd00::1]:9000"}
+    assert set(control.bodies(LOAD_ASSIGNMENT, *names)) == names
+    assert names <= set(control.changes[0].names[LISTENER] or ())
+    control.serve(*BASE)
+    assert control.bodies(LISTENER, *names) == {}
+    assert control.pipeline.resources(own, LISTENER, None) == {}
+
+
+def test_a_skipped_port_has_no_inbound_listener_and_stays_a_destination() -> None:
+    skipping = endpoint_slice("users-a", "127.0.1.1", runs_as="users", skip_inbound_ports="8080")
+    control = Control(*BASE[:2], skipping)
+    assert control.pipeline.resources(node(address="127.0.1.1"), LISTENER, None) == {}
+    assert set(control.bodies(LISTENER, "127.0.1.1:8080")) == {"127.0.1.1:8080"}
+
+
+DB = [
+    service("db", clusterIP="None"),
+    endpoint_slice(
+        "db-a",
+        {"addresses": ["10.2.0.1"], "hostname": "db-0"},
+        {"addresses": ["10.2.0.2"], "hostname": "db-1"},
+        runs_as="db",
+    ),
+]
+DB_NAMES = ["db-1.db", "db-1.db.shop", "db-1.db.shop.svc", "db-1.db.shop.svc.cluster.local"]
+
+
+def test_a_headless_service_is_all_its_replicas_and_each_by_its_own_name() -> None:
+    control = Control(*DB)
+    whole = "db.shop.svc.cluster.local:80"
+    assert addresses_of(control.bodies(LOAD_ASSIGNMENT, whole)[whole]) == ["10.2.0.1", "10.2.0.2"]
+    for port in (80, 8080):
+        found = control.bodies(LISTENER, *(f"{name}:{port}" for name in DB_NAMES))
+        assert len(found) == 4
+        assert {routes_of(body) for body in found.values()} == {"10.2.0.2:8080"}
+    assert control.bodies(LISTENER, "db-1.db:81", "db-2.db:80", "db-1.db.blog:80") == {}
+
+
+def test_a_replicas_name_goes_where_the_replica_goes() -> None:
+    control = Control(*DB)
+    asked = [f"{name}:80" for name in DB_NAMES]
+    control.bodies(LISTENER, *asked)
+    control.changes.clear()
+    moved = endpoint_slice("db-a", {"addresses": ["10.2.0.7"], "hostname": "db-1"}, runs_as="db")
+    control.serve(DB[0], moved)
+    told = control.changes[0].names[LISTENER] or frozenset()
+    assert {*asked, "db-0.db:80", "10.2.0.2:8080", "10.2.0.7:8080"} <= told
+    assert {routes_of(body) for body in control.bodies(LISTENER, *asked).values()} == {"10.2.0.7:8080"}
+    assert control.bodies(LISTENER, "db-0.db:80") == {}
+
+
+def test_a_replica_of_the_callers_namespace_comes_before_a_service_of_another() -> None:
+    # A Pod's resolver tries `db-1.db.shop.svc.cluster.local` before `db-1.db.svc.cluster.local`.
+    control = Control(*DB, service("db-1", namespace="db"))
+    name = "db-1.db:80"
+    assert routes_of(control.bodies(LISTENER, name)[name]) == "10.2.0.2:8080"
+    elsewhere = node(namespace="blog")
+    assert routes_of(control.bodies(LISTENER, name, to=elsewhere)[name]) == "db-1.db.svc.cluster.local:80"
+
+
+def away(target: str, name: str = "away", namespace: str = "blog") -> dict[str, Any]:
+    return service(name, namespace=namespace, type="ExternalName", externalName=target)
+
+
+def test_an_external_name_for_a_service_leads_to_it_under_every_name() -> None:
+    control = Control(*BASE, away("users.shop.svc.cluster.local"))
+    names = ["away:80", "away.blog:80", "away.blog.svc:80", "away.blog.svc.cluster.local:80"]
+    found = control.bodies(LISTENER, *names, "away:81", to=node(namespace="blog"))
+    assert {name: routes_of(body) for name, body in found.items()} == dict.fromkeys(names, USERS)
+
+
+@pytest.mark.parametrize(
+    "target", ["example.com", "nobody.shop.svc.cluster.local", "away.blog.svc.cluster.local", "users.shop"]
+)
+def test_an_external_name_for_anything_else_is_left_to_the_callers_resolver(target: str) -> None:
+    control = Control(*BASE, away(target))
+    assert control.bodies(LISTENER, "away.blog:80", "away.blog:443") == {}
+    assert control.bodies(CLUSTER, "away.blog.svc.cluster.local:80") == {}
+
+
+def test_who_asked_for_an_external_name_hears_when_what_it_names_changes() -> None:
+    alias = [away("other.blog.svc.cluster.local"), away("users.shop.svc.cluster.local", "other")]
+    control = Control(*BASE[1:], *alias)
+    assert control.bodies(LISTENER, "away.blog:80") == {}
+    for served, expected in ((BASE, True), (BASE[1:], False)):
+        control.changes.clear()
+        control.serve(*served, *alias)
+        assert {"away.blog:80", "other.blog:80"} <= set(control.changes[0].names[LISTENER] or ())
+        assert bool(control.bodies(LISTENER, "away.blog:80")) == expected
+    control.serve(*BASE, *alias)
+    control.bodies(LISTENER, "away.blog:80")
+    control.changes.clear()
+    control.serve(*BASE, alias[0], away("orders.shop.svc.cluster.local", "other"))
+    assert "away.blog:80" in (control.changes[0].names[LISTENER] or ())
+    assert routes_of(control.bodies(LISTENER, "away.blog:80")["away.blog:80"]) == ORDERS
