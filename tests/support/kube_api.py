@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import yaml
 from aiohttp import web
 
@@ -38,6 +39,8 @@ PLURALS = {
     "ReferenceGrant": "referencegrants",
     "ConfigMap": "configmaps",
     "MutatingWebhookConfiguration": "mutatingwebhookconfigurations",
+    "Deployment": "deployments",
+    "CustomResourceDefinition": "customresourcedefinitions",
 }
 TOKEN = "control-plane-token"
 
@@ -64,6 +67,14 @@ class KubeApi:
         """`GROUP/VERSION/plural` or plural of kinds that the server does not have."""
         self.tokens: dict[str, Object] = {}
         """TokenReview: token to the status that it gets; others are not authenticated."""
+        self.documents: dict[str, Object] = {}
+        """By path: what is no object of the cluster, such as `/version`."""
+        self.denied: set[tuple[str, str]] = set()
+        """SelfSubjectAccessReview: verb and resource (`pods/proxy`) that the user lacks the right for."""
+        self.proxies: dict[tuple[str, str], tuple[str, int]] = {}
+        """Namespace and `POD:PORT` to where the pod's port really is; others cannot be reached."""
+        self.admit: Callable[[Object], Object | web.Response] = lambda pod: pod
+        """What becomes of a Pod that is created as a dry run."""
         self.delay = 0.0
         self._open: Counter[int] = Counter()
         """Watches, by the generation that `drop_watches` ends."""
@@ -192,11 +203,20 @@ class KubeApi:
                 return _status(mood.status, _reason(mood.status), "as the test wants it", mood.headers)
         if request.path == "/apis/authentication.k8s.io/v1/tokenreviews":
             return await self._token_review(request)
+        if request.path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":
+            return self._access_review(await request.json())
+        if request.path in self.documents:
+            return web.json_response(self.documents[request.path])
         version, plural, namespace, name, sub = _split(request.path)
+        if sub == "proxy":
+            return await self._proxy(namespace, name, request.path.partition("/proxy")[2])
         if plural not in PLURALS.values() or {plural, f"{version}/{plural}"} & self.absent:
             return web.Response(status=404, text="404 page not found\n")
         if name:
             return await self._one(request, (plural, namespace, name), sub)
+        if request.query.get("dryRun") == "All":
+            admitted = self.admit(await request.json())
+            return admitted if isinstance(admitted, web.Response) else web.json_response(admitted, status=201)
         if request.method == "POST":
             return self._create(plural, namespace, await request.json())
         if "watch" in request.query:
@@ -210,7 +230,12 @@ class KubeApi:
             if version < self._oldest:
                 return _status(410, "Expired", "The provided continue parameter is too old")
         limit = min(int(request.query.get("limit", "500")), self.max_page)
-        items = [item for key, item in sorted(self.objects.items()) if key[0] == plural]
+        namespace, selector = _split(request.path)[2], request.query.get("labelSelector", "")
+        items = [
+            item
+            for key, item in sorted(self.objects.items())
+            if key[0] == plural and namespace in ("", key[1]) and _selected(item, selector)
+        ]
         page = [{k: v for k, v in item.items() if k not in ("kind", "apiVersion")} for item in items]
         metadata: Object = {"resourceVersion": str(version)}
         if start + limit < len(page):
@@ -297,6 +322,25 @@ class KubeApi:
         status = self.tokens.get(body["spec"]["token"], {"authenticated": False, "error": "invalid token"})
         return web.json_response({**body, "status": status}, status=201)
 
+    def _access_review(self, review: Object) -> web.Response:
+        asked = review["spec"]["resourceAttributes"]
+        resource = "/".join(asked[key] for key in ("resource", "subresource") if key in asked)
+        allowed = (asked["verb"], resource) not in self.denied
+        return web.json_response({**review, "status": {"allowed": allowed}}, status=201)
+
+    async def _proxy(self, namespace: str, pod: str, path: str) -> web.Response:
+        if ("pods", namespace, pod.partition(":")[0]) not in self.objects:
+            return _status(404, "NotFound", f'pods "{pod}" not found')
+        address = self.proxies.get((namespace, pod))
+        if address is None:
+            return _status(503, "ServiceUnavailable", "error trying to reach service: i/o timeout")
+        url = f"http://{address[0]}:{address[1]}{path}"
+        async with aiohttp.ClientSession() as session, session.get(url) as answer:
+            content_type = answer.headers["Content-Type"]
+            return web.Response(
+                status=answer.status, body=await answer.read(), headers={"Content-Type": content_type}
+            )
+
     def _store(self, key: tuple[str, str, str], item: Object, kind: str) -> None:
         self._version += 1
         item = copy.deepcopy(item)
@@ -342,6 +386,14 @@ _PATCHES: dict[str, Callable[[Object, Any], Object]] = {
     "application/merge-patch+json": _merge_patch,
     "application/json-patch+json": _json_patch,
 }
+
+
+def _selected(item: Object, selector: str) -> bool:
+    """Equality alone."""
+    labels = item["metadata"].get("labels") or {}
+    return all(
+        labels.get(key) == value for key, _, value in (p.partition("=") for p in selector.split(",") if p)
+    )
 
 
 async def _send(response: web.StreamResponse, kind: str, item: Object) -> None:
