@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import random
 import signal
 import socket
 import subprocess
@@ -118,9 +119,14 @@ class RabbitMq(Process):
 
 
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-    return port
+    """Below the ephemeral ports, so that no connection takes it before the server does."""
+    while True:
+        port = random.SystemRandom().randint(20000, 32000)
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return port
 
 
 def rabbitmq(host: str, port: int, directory: Path) -> Process:

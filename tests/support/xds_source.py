@@ -102,8 +102,8 @@ def listener(name: str, route: str) -> Any:
     return ParseDict({"name": name, "apiListener": {"apiListener": manager}}, listener_pb2.Listener())
 
 
-def socket_listener(name: str, port: int, route: str) -> Any:
-    """A listener on 127.0.0.1, as Envoy takes it."""
+def socket_listener(name: str, host: str, port: int, route: str) -> Any:
+    """A listener as Envoy takes it."""
     manager = {
         "@type": MANAGER,
         "statPrefix": name,
@@ -112,7 +112,7 @@ def socket_listener(name: str, port: int, route: str) -> Any:
     }
     fields = {
         "name": name,
-        "address": {"socketAddress": {"address": "127.0.0.1", "portValue": port}},
+        "address": {"socketAddress": {"address": host, "portValue": port}},
         "filterChains": [{"filters": [{"name": "http", "typedConfig": manager}]}],
     }
     return ParseDict(fields, listener_pb2.Listener())
