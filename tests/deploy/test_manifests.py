@@ -196,18 +196,27 @@ def test_the_webhook_is_where_its_configuration_says() -> None:
     assert webhook["namespaceSelector"] == {"matchLabels": {"mesh.pilotfish.dev/inject": "enabled"}}
 
 
-def test_the_control_plane_may_read_what_it_watches_and_no_secrets() -> None:
+def test_the_control_plane_may_read_exactly_what_it_watches_and_no_secrets() -> None:
     [rules] = [item["rules"] for item in base_objects("rbac.yaml") if item["kind"] == "ClusterRole"]
-    readable = {
-        (group, resource)
-        for rule in rules
-        if {"list", "watch"} <= set(rule["verbs"])
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
+
+    def allowed(verb: str) -> set[tuple[str, str]]:
+        return {
+            (group, resource)
+            for rule in rules
+            if verb in rule["verbs"]
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+        }
+
+    watched = {
+        (store.resource.versions[0].rpartition("/")[0], store.resource.plural)
+        for store in ClusterState(lambda: None).stores
     }
-    for store in ClusterState(lambda: None).stores:
-        group = store.resource.versions[0].rpartition("/")[0]
-        assert (group, store.resource.plural) in readable, store.resource.kind
+    assert allowed("list") == allowed("watch") == watched
+    webhooks = ("admissionregistration.k8s.io", "mutatingwebhookconfigurations")
+    assert allowed("get") == {("", "namespaces"), webhooks}
+    routes = {(group, f"{plural}/status") for group, plural in watched if plural.endswith("routes")}
+    assert allowed("patch") == {*routes, webhooks}
     for rule in rules:
         assert "*" not in (*rule["apiGroups"], *rule["resources"], *rule["verbs"])
         assert not {"secrets", "configmaps"} & set(rule["resources"])
