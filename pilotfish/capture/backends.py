@@ -74,8 +74,8 @@ class Nft:
 
     def expected(self, settings: CaptureSettings) -> Places:
         places = {
-            self._place(chain): [_hook(hook, priority, "accept")]
-            for chain, (hook, _, priority) in rules.NFT_HOOKS.items()
+            self._place(chain): [_hook(hook, rules.NFT_PRIORITY, "accept")]
+            for chain, hook in rules.NFT_HOOKS.items()
         }
         for rule in rules.nft_rules(settings):
             places[self._place(rule.chain)].append(rule.label)

@@ -20,8 +20,9 @@ TABLE = "pilotfish"
 """Of nftables, family inet."""
 NFT_REMOVE = f"delete table inet {TABLE}\n"
 INBOUND, OUTBOUND = "inbound", "outbound"
-NFT_HOOKS = {INBOUND: ("prerouting", "dstnat", -100), OUTBOUND: ("output", "-100", -100)}
-"""Hook, priority as it is written and as a number: that of destination NAT, as iptables has it."""
+NFT_HOOKS = {INBOUND: "prerouting", OUTBOUND: "output"}
+NFT_PRIORITY = -100
+"""That of destination NAT, as iptables has it."""
 IPTABLES_CHAINS = {INBOUND: "PILOTFISH_INBOUND", OUTBOUND: "PILOTFISH_OUTBOUND"}
 IPTABLES_HOOKS = {INBOUND: "PREROUTING", OUTBOUND: "OUTPUT"}
 _LABEL = "pilotfish/"
@@ -113,8 +114,8 @@ def nft_ruleset(settings: CaptureSettings) -> str:
     """For `nft -f -`: replaces the table in one transaction, whether or not it was there."""
     lines = [f"add table inet {TABLE}", NFT_REMOVE.rstrip(), f"table inet {TABLE} {{"]
     rules = nft_rules(settings)
-    for chain, (hook, priority, _) in NFT_HOOKS.items():
-        lines += [f"  chain {chain} {{", f"    type nat hook {hook} priority {priority}; policy accept;"]
+    for chain, hook in NFT_HOOKS.items():
+        lines += [f"  chain {chain} {{", f"    type nat hook {hook} priority {NFT_PRIORITY}; policy accept;"]
         lines += [
             f'    {rule.match} {rule.verdict} comment "{rule.label}"' for rule in rules if rule.chain == chain
         ]

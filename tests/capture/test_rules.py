@@ -48,7 +48,7 @@ add table inet pilotfish
 delete table inet pilotfish
 table inet pilotfish {{
   chain inbound {{
-    type nat hook prerouting priority dstnat; policy accept;
+    type nat hook prerouting priority -100; policy accept;
     meta l4proto tcp iifname "lo" return
     meta l4proto tcp tcp dport {{ {own}, 15006 }} return
     meta l4proto tcp fib daddr type local redirect to :15006

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -423,6 +424,60 @@ def test_without_the_capability_the_error_says_so() -> None:
             assert status == 1
             assert text.startswith("error: ")
             assert "needs root with the capability NET_ADMIN" in text
+
+
+def broken(directory: Path, *tools: str) -> list[str]:
+    """A command before a command: tools of these names fail as on a kernel without their modules."""
+    for tool in tools:
+        fake = directory / tool
+        fake.write_text(
+            "#!/bin/sh\necho 'Error: Could not process rule: Operation not supported' >&2; exit 1\n"
+        )
+        fake.chmod(0o755)
+    return ["env", f"PATH={directory}:{os.environ['PATH']}", sys.executable, "-m", "pilotfish", "capture"]
+
+
+def test_where_nftables_does_not_work_iptables_is_used(tmp_path: Path) -> None:
+    with pod_and_peer() as (pod, _):
+        result = pod.run(*broken(tmp_path, "nft"), "install")
+        assert result.returncode == 0, result.stdout
+        lines = result.stdout.splitlines()
+        assert lines[0].startswith("not used: nft: nft -f -: Error: Could not process rule: Operation not")
+        assert lines[1:3] == [
+            "set: 26 rules for IPv4 and IPv6 with iptables-nft",
+            "ok: iptables-nft: 26 rules are as they should be",
+        ]
+
+
+def test_where_nothing_works_the_error_names_every_tool(tmp_path: Path) -> None:
+    with pod_and_peer() as (pod, _):
+        assert capture(pod, "install", "--skip-inbound-ports", "99")[0] == 0
+        before = all_rules(pod)
+        tools = ("nft", "iptables-nft-restore", "iptables-legacy-restore")
+        result = pod.run(*broken(tmp_path, *tools), "install")
+        assert result.returncode == 1
+        assert result.stdout.startswith("error: no backend can set the rules:\n  nft: nft -f -: Error: ")
+        assert "\n  iptables-nft: " in result.stdout
+        assert "\n  iptables-legacy: " in result.stdout
+        assert "the kernel of the node lacks modules: nf_tables" in result.stdout
+        assert all_rules(pod) == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_pod_without_ipv6_has_rules_for_ipv4(backend: str) -> None:
+    require(backend)
+    with pod_and_peer() as (pod, _):
+        pod.must("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6")
+        status, text = capture(pod, "install", "--backend", backend)
+        assert status == 0
+        assert f"set: 13 rules for IPv4 with {backend}\n" in text
+        assert "IPv6" not in text
+        status, text = capture(pod, "install", "--backend", backend, "--ipv6", "on")
+        assert (status, text) == (
+            1,
+            "error: --ipv6 on: no interface here has an IPv6 address; `auto` goes by what is there\n",
+        )
+        assert capture(pod, "remove") == (0, f"removed: rules that were set with {backend}\n")
 
 
 def test_wrong_options_change_nothing() -> None:
