@@ -5,10 +5,11 @@ Made by `chain_factory.py` from a filter chain; a connection keeps the chain tha
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol as Interface
 
 from mesh_api.names import MESH_ALPN
-from sidecar.config.resources import ClientCert, Http2Options, SocketAddress
+from sidecar.config.resources import ClientCert, Discovery, Http2Options, SocketAddress
 from sidecar.http.context import Downstream, HttpContext
 from sidecar.net.connection import Connection
 from sidecar.protocol.events import Codec, ConnectionHandler, Field, RequestHead, Stream
@@ -21,6 +22,8 @@ from sidecar.server.connection_manager import ConnectionManager
 from sidecar.server.detect import DetectCodec
 from sidecar.server.tcp_proxy import TcpProxy
 from sidecar.telemetry.metrics import ListenerStats
+
+logger = logging.getLogger(__name__)
 
 H2_ALPN = ("h2", MESH_ALPN)
 _MAX_H1_ADDRESSES = 16
@@ -243,10 +246,16 @@ class TcpChain:
 
     def on_connection(self, conn: Connection, destination: SocketAddress | None = None) -> None:
         self.stats.detected["tcp"] = self.stats.detected.get("tcp", 0) + 1
+        name = self.proxy.pick_cluster()
+        cluster = self.proxy.clusters.get(name)
+        if destination is None and cluster is not None and cluster.config.discovery is Discovery.ORIGINAL_DST:
+            self.stats.not_redirected += 1
+            text = "cluster %s goes by the original destination, but a connection from %s was not redirected"
+            logger.warning(text, name, conn.peer.remote_text)
         codec = RawCodec(None)
         session = self.proxy.accept(codec.stream, conn.peer.remote)
         conn.set_codec(codec)
-        session.connect(self.proxy.pick_cluster(), destination)
+        session.connect(name, destination)
 
     @property
     def active(self) -> int:

@@ -189,6 +189,11 @@ _LISTENER_FAMILIES = (
         "Captured connections to destinations that discovery does not know",
     ),
     (
+        "not_redirected",
+        "not_redirected_total",
+        "Connections closed because they came to a port that only takes redirected ones",
+    ),
+    (
         "no_filter_chain_match",
         "no_filter_chain_match_total",
         "Connections closed because no filter chain takes them",

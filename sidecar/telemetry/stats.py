@@ -173,6 +173,7 @@ class ListenerStats(Counts):
         "detect_timeouts",
         "detected",
         "no_filter_chain_match",
+        "not_redirected",
         "original_dst_passthrough",
         "protocol_errors",
         "requests",
@@ -184,6 +185,7 @@ class ListenerStats(Counts):
     detect_timeouts: int
     detected: dict[str, int]
     no_filter_chain_match: int
+    not_redirected: int
     original_dst_passthrough: int
     protocol_errors: int
     requests: int
