@@ -44,7 +44,9 @@ def fill(api: KubeApi, services: int, pods: int, endpoints: int) -> None:
         api.put(route(f"s{number}", {"backendRefs": [backend(f"s{number}")]}, to=f"s{number}"))
     for number in range(pods):
         runs_as = f"s{number % services}"
-        api.put(pod(f"p{number}", runs_as, node=f"node-{number % 20}", padding=POD_BYTES))
+        ports = ({"name": "http", "containerPort": 8080}, {"name": "metrics", "containerPort": 9090})
+        address, node = _address(172, number), f"node-{number % 20}"
+        api.put(pod(f"p{number}", runs_as, node=node, padding=POD_BYTES, addresses=(address,), ports=ports))
     each = endpoints // services
     for number in range(services):
         # Its own pods, and those of its neighbour: two Services that share pods.

@@ -74,7 +74,9 @@ def index_workloads(
     for workload in mesh.workloads:
         _add_pod(found, workload)
     return {
-        address: tuple(ports[number] for number in sorted(ports)) for address, ports in found.items() if ports
+        address: tuple([ports[number] for number in sorted(ports)])
+        for address, ports in found.items()
+        if ports
     }
 
 
@@ -95,29 +97,41 @@ def _opaque(port: EndpointPort, settings: WorkloadSettings) -> EndpointPort:
 
 def _add_pod(found: defaultdict[str, _Ports], workload: Workload) -> None:
     """Adds what only the Pod knows: ports that no Service has, and its addresses of the other family."""
-    known: _Ports = {}
-    for address in workload.addresses:
-        known.update((number, port) for number, port in found[address].items() if number not in known)
-    declared = {port.port for port in workload.ports}
-    for port in workload.ports:
-        # A sidecar that captures nothing must not take a port that belongs to the application.
-        room = workload.settings.captured or inbound_port(port.port) not in declared | known.keys()
-        if port.port not in known and room:
-            spec = _opaque(port, workload.settings)
-            known[port.port] = WorkloadPort(
-                "",
-                spec.port,
-                spec.protocol,
-                workload.namespace,
-                workload.service_account,
-                spec.declared,
-                spec.tls,
-                workload.name,
-                workload.settings,
-                workload.terminating,
-            )
-    for address in workload.addresses:
+    # One after the other, and not as one comprehension: this runs for each Pod at each change.
+    known = found[workload.addresses[0]]
+    for address in workload.addresses[1:]:
+        for number, port in found[address].items():
+            if number not in known:
+                known[number] = replace(port, address=workload.addresses[0])
+    for spec in workload.ports:
+        if spec.port not in known and _has_room(spec.port, known, workload):
+            known[spec.port] = _of_pod(spec, workload)
+    for address in workload.addresses[1:]:
         ports = found[address]
-        for number, known_port in known.items():
+        for number, port in known.items():
             if number not in ports:
-                ports[number] = replace(known_port, address=address)
+                ports[number] = replace(port, address=address)
+
+
+def _has_room(port: int, known: _Ports, workload: Workload) -> bool:
+    """A sidecar that captures nothing must not take a port that belongs to the application."""
+    if workload.settings.captured:
+        return True
+    own = inbound_port(port)
+    return own not in known and all(other.port != own for other in workload.ports)
+
+
+def _of_pod(spec: EndpointPort, workload: Workload) -> WorkloadPort:
+    spec = _opaque(spec, workload.settings)
+    return WorkloadPort(
+        workload.addresses[0],
+        spec.port,
+        spec.protocol,
+        workload.namespace,
+        workload.service_account,
+        spec.declared,
+        spec.tls,
+        workload.name,
+        workload.settings,
+        workload.terminating,
+    )
