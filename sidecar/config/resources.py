@@ -149,6 +149,9 @@ class Http2Options:
     max_frame_size: int = 16384
     allow_connect: bool = False
     """Servers offer extended CONNECT (RFC 8441), for WebSocket over HTTP/2."""
+    keepalive_interval: float = 30.0
+    """Seconds of silence, with streams open, after which a peer is sent PING; as long again, and it is given
+    up."""
 
 
 @dataclass(frozen=True, slots=True)

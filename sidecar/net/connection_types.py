@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-KEEPALIVE_INTERVAL = 30.0
-"""Seconds of silence, with streams open, after which a peer is asked; as long again, and it is given up."""
-
 if TYPE_CHECKING:
     from sidecar.net.connection import Connection
 
@@ -39,8 +36,12 @@ class ConnectionOwner(Protocol):
 class Keepalive(Protocol):
     """A codec that can ask the peer for a sign of life (HTTP/2: PING)."""
 
+    @property
+    def keepalive_interval(self) -> float:
+        """Seconds between two calls of `check_alive`."""
+
     def check_alive(self) -> bool:
-        """Called every KEEPALIVE_INTERVAL; False: the peer has not answered the last call's question."""
+        """False: the peer has not answered the last call's question."""
 
 
 class HalfClosing(Protocol):

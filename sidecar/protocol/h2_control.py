@@ -463,8 +463,13 @@ class H2Control(H2Sender):
             self._end_stream(stream, reset)
         self._close_if_idle()
 
+    @property
+    def keepalive_interval(self) -> float:
+        """See `Keepalive`."""
+        return self.options.keepalive_interval
+
     def check_alive(self) -> bool:
-        """Called from time to time. A peer that has open streams and has said nothing since the last call is
+        """Called every `keepalive_interval`. A peer that has open streams and has said nothing since the last call is
         sent a PING; False when it has not answered that since the call before."""
         if self.heard or not self.active_streams or self.failed:
             self.heard = self._asked = False

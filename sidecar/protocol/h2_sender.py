@@ -42,6 +42,8 @@ class H2Options:
     """Server: offer extended CONNECT (RFC 8441)."""
     trusted_peer: bool = False
     """The peer is another sidecar of the mesh (see `hpack_encoder`)."""
+    keepalive_interval: float = 30.0
+    """Seconds, see `check_alive`."""
     clock: Callable[[], float] = time.monotonic
     """Seconds; asked when a stream is reset before its response."""
 

@@ -52,6 +52,7 @@ def h2_options(
         max_header_bytes=max_header_bytes,
         max_header_count=max_header_count,
         enable_connect_protocol=extended_connect or options.allow_connect,
+        keepalive_interval=options.keepalive_interval,
         trusted_peer=trusted_peer,
     )
 

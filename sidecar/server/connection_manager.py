@@ -13,7 +13,7 @@ from sidecar.http.context import Downstream, HttpContext, TimerHandle
 from sidecar.http.exchange import Exchange
 from sidecar.http.local_reply import LocalReply
 from sidecar.net.connection import Connection
-from sidecar.net.connection_types import KEEPALIVE_INTERVAL, Keepalive
+from sidecar.net.connection_types import Keepalive
 from sidecar.protocol.events import RequestHead, Stream
 from sidecar.telemetry.metrics import ListenerStats
 
@@ -64,6 +64,8 @@ class ConnectionManager:
         periods = [t / 2 for t in (config.idle_timeout, config.stream_idle_timeout) if t]
         if config.request_headers_timeout:
             periods.append(config.request_headers_timeout)
+        if downstream.http2:
+            periods.append(config.http2.keepalive_interval)
         if periods:
             self._period = min(periods)
             self._timer = context.clock.call_later(self._period, self._sweep)
@@ -136,13 +138,12 @@ class ConnectionManager:
         if config.request_headers_timeout:
             self._sweep_head(config.request_headers_timeout)
         self._unasked += self._period
-        if self._unasked >= KEEPALIVE_INTERVAL:
+        interval = config.http2.keepalive_interval
+        if self.downstream.http2 and self._unasked >= interval:
             self._unasked = 0.0
             codec = self.connection.codec
             if hasattr(codec, "check_alive") and not cast(Keepalive, codec).check_alive():
-                self.connection.abort(
-                    f"nothing came for {KEEPALIVE_INTERVAL:g} s, not even an answer to PING"
-                )
+                self.connection.abort(f"nothing came for {interval:g} s, not even an answer to PING")
                 return
         if not self.exchanges:
             idle = self.context.now() - self._idle_since

@@ -14,7 +14,7 @@ from typing import Protocol, cast
 from sidecar.config.resources import SocketAddress
 from sidecar.identity.tls_contexts import TlsConfigError
 from sidecar.net.connection import ConnectError, Connection
-from sidecar.net.connection_types import KEEPALIVE_INTERVAL, Keepalive
+from sidecar.net.connection_types import Keepalive
 from sidecar.net.peer import PeerInfo
 from sidecar.net.tls import TlsParameters
 from sidecar.protocol.events import Codec, RequestHead, Stream
@@ -170,12 +170,13 @@ class ClientConnection:
 
     def _check_alive(self) -> None:
         """A host that is gone answers nothing, and TCP would go on asking it for a quarter of an hour."""
-        if cast(Keepalive, self.codec).check_alive():
+        codec = cast(Keepalive, self.codec)
+        if codec.check_alive():
             loop = self._pool.context.loop
-            self._keepalive_timer = loop.call_later(KEEPALIVE_INTERVAL, self._check_alive)
+            self._keepalive_timer = loop.call_later(codec.keepalive_interval, self._check_alive)
         else:
             assert self._connection is not None
-            reason = f"nothing came for {KEEPALIVE_INTERVAL:g} s, not even an answer to PING"
+            reason = f"nothing came for {codec.keepalive_interval:g} s, not even an answer to PING"
             self._connection.abort(reason)
 
     def _cancel_timers(self) -> None:
@@ -217,7 +218,8 @@ class ClientConnection:
             self._cancel_timers()
             if hasattr(self.codec, "check_alive"):
                 loop = self._pool.context.loop
-                self._keepalive_timer = loop.call_later(KEEPALIVE_INTERVAL, self._check_alive)
+                interval = cast(Keepalive, self.codec).keepalive_interval
+                self._keepalive_timer = loop.call_later(interval, self._check_alive)
             self._pool.connection_ready(self)
 
     def on_capacity(self) -> None:

@@ -52,6 +52,7 @@ REFUSED: list[tuple[str, Any]] = [
     (f"{MANAGER}.common_http_protocol_options.headers_with_underscores_action", "REJECT_REQUEST"),
     (f"{MANAGER}.http_protocol_options.allow_chunked_length", True),
     (f"{MANAGER}.http2_protocol_options.connection_keepalive", {"interval": "30s", "timeout": "5s"}),
+    (f"{MANAGER}.http2_protocol_options.connection_keepalive", {"interval": "0.01s", "timeout": "0.01s"}),
     (f"{MANAGER}.set_current_client_cert_details.cert", True),
     (f"{MANAGER}.upgrade_configs[0]", {"upgrade_type": "websocket", "filters": [{"name": "x"}]}),
     (f"{MANAGER}.upgrade_configs[0].upgrade_type", "h2c"),

@@ -28,6 +28,7 @@ from tests.support.sidecars import (
     APP,
     INBOUND,
     OUTBOUND,
+    RETRY,
     SPIFFE,
     Sidecar,
     Tree,
@@ -44,10 +45,13 @@ HEAD_TIMEOUT = 0.4
 """Seconds: `request_headers_timeout` of both listeners."""
 STREAM_IDLE = 1.5
 """Seconds: `stream_idle_timeout` of both listeners."""
+KEEPALIVE = 0.2
+"""Seconds of `connection_keepalive` where it is set: at the watchful listener and behind `/evil3`."""
+WATCHFUL = 15011
 POLITE = 8081
 EVIL_H1 = 9001
 EVIL_H2 = 9002
-WORST = 1.0
+WORST = 2.0
 """Seconds that a polite request may take at worst in an attack; on a quiet machine it takes 2 ms."""
 CALM = 11
 """ENHANCE_YOUR_CALM."""
@@ -56,14 +60,25 @@ CLOSED = -1
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
+ASKED = {"interval": f"{KEEPALIVE:g}s", "timeout": f"{KEEPALIVE:g}s"}
+
+
+def asking(made: Tree) -> Tree:
+    """The HTTP/2 cluster with `connection_keepalive`."""
+    (options,) = made["typed_extension_protocol_options"].values()
+    options["explicit_http_config"]["http2_protocol_options"]["connection_keepalive"] = ASKED
+    return made
+
+
 class Target:
-    """A sidecar with a plain listener, one for mTLS, its application, and room for upstreams of a test's own
-    behind `/evil1` (HTTP/1.1) and `/evil2` (HTTP/2)."""
+    """A sidecar with a plain listener, one for mTLS, one that soon asks silent peers, its application, and room
+    for upstreams of a test's own behind `/evil1` (HTTP/1.1), `/evil2` (HTTP/2) and `/evil3` (HTTP/2, asked)."""
 
     def __init__(self, directory: Path) -> None:
         self.host = loopback()
         self.plain = (self.host, OUTBOUND)
         self.mtls = (self.host, INBOUND)
+        self.watchful = (self.host, WATCHFUL)
         self.ca = make_ca()
         self.files = {
             name: self.ca.write_files(directory, SPIFFE + name, name=name) for name in ("caller", "server")
@@ -80,13 +95,16 @@ class Target:
             route("/status", "polite"),
             route("/evil1", "evil1", timeout="8s"),
             route("/evil2", "evil2", timeout="8s"),
+            route("/evil3", "evil3", timeout="8s", retry_policy={**RETRY, "num_retries": 1}),
             route("/", "app"),
         ]
         listeners = []
-        for name, port in (("plain", OUTBOUND), ("mtls", INBOUND)):
+        for name, port in (("plain", OUTBOUND), ("mtls", INBOUND), ("watchful", WATCHFUL)):
             network = http_filter(routes, request_headers_timeout=f"{HEAD_TIMEOUT:g}s")
             network["typed_config"]["stream_idle_timeout"] = f"{STREAM_IDLE:g}s"
             socket_of = None
+            if name == "watchful":
+                network["typed_config"]["http2_protocol_options"] = {"connection_keepalive": ASKED}
             if name == "mtls":
                 socket_of = tls("Downstream", self.files["server"], "caller", require_client_certificate=True)
             listeners.append(listener(name, address(self.host, port), network, socket_of))
@@ -95,6 +113,7 @@ class Target:
             cluster("polite", [(self.host, POLITE)]),
             cluster("evil1", [(self.host, EVIL_H1)]),
             cluster("evil2", [(self.host, EVIL_H2)], http2=True),
+            asking(cluster("evil3", [(self.host, EVIL_H2)], http2=True)),
         ]
         return bootstrap(self.host, listeners, clusters)
 
@@ -130,13 +149,13 @@ class Target:
         return sum(int(row["requests_active"]) for row in self.sidecar.json("/stats")["clusters"])
 
     @contextmanager
-    def under_attack(self, memory: float = 16.0, cpu: float = 2.0, worst: float = WORST) -> Iterator[None]:
+    def under_attack(self, memory: float = 16.0, cpu: float = 2.0, worst: float = WORST) -> Iterator[Witness]:
         """Others are served during the block and all is as before after it: `memory` MiB and `cpu` seconds
         are what the attack may cost, `worst` seconds what the slowest polite request may take."""
         memory_before, cpu_before = self.sidecar.resident(), self.cpu()
         witness = Witness(self.plain)
         with witness:
-            yield
+            yield witness
         self.sidecar.check()
         cpu_used = self.cpu() - cpu_before - witness.count * 0.001
         grown = self.sidecar.resident() - memory_before

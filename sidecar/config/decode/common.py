@@ -26,8 +26,11 @@ _CONFIG_SOURCE = Fields(
         dict.fromkeys(("path", "path_config_source", "api_config_source"), "use `ads: {}`")
     ),
 )
+_KEEPALIVE = Fields("interval timeout")
+_MIN_KEEPALIVE = 0.1
 _HTTP2 = Fields(
-    "max_concurrent_streams initial_stream_window_size initial_connection_window_size allow_connect",
+    "max_concurrent_streams initial_stream_window_size initial_connection_window_size allow_connect "
+    "connection_keepalive",
     # The codec's own limits against floods hold whatever is set here.
     "hpack_table_size max_outbound_frames max_outbound_control_frames max_metadata_size use_oghttp2_codec "
     "max_consecutive_inbound_frames_with_empty_payload max_inbound_priority_frames_per_stream "
@@ -172,4 +175,17 @@ def http2_options(view: View) -> Http2Options:
             "initial_connection_window_size", standard.initial_connection_window_size, 65535, _MAX_WINDOW
         ),
         allow_connect=view.flag("allow_connect"),
+        keepalive_interval=_keepalive_interval(view, standard.keepalive_interval),
     )
+
+
+def _keepalive_interval(view: View, standard: float) -> float:
+    if not view.has("connection_keepalive"):
+        return standard
+    keepalive = view.sub("connection_keepalive", _KEEPALIVE)
+    interval = keepalive.seconds("interval", standard)
+    if interval < _MIN_KEEPALIVE:
+        keepalive.error(f"must be at least {_MIN_KEEPALIVE:g} s", "interval")
+    if keepalive.seconds("timeout", interval) != interval:
+        keepalive.error("the answer to a PING is awaited for one interval; set it to the same", "timeout")
+    return interval

@@ -1,0 +1,151 @@
+"""Peers that are gone and never said so: nothing comes from them, not even an answer to PING. No FIN and no RST
+tell of it, so that only asking does. The sidecar asks after KEEPALIVE seconds here; 30 unless set."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support import h2_frames as f
+from tests.support.clients import fetch
+from tests.support.hostile import (
+    EVIL_H2,
+    KEEPALIVE,
+    EvilServer,
+    RawH2,
+    Target,
+    asking,
+    read_h2_request,
+    request,
+)
+from tests.support.netns import Namespace
+from tests.support.pod_network import pod_network
+from tests.support.processes import eventually, loopback
+from tests.support.sidecars import (
+    OUTBOUND,
+    RETRY,
+    Sidecar,
+    address,
+    bootstrap,
+    cluster,
+    http_filter,
+    listener,
+    route,
+)
+
+GONE_AFTER = 3 * KEEPALIVE
+"""A look that finds silence, one that finds no answer, and what is left of the period before them."""
+OK = f.block([(b":status", b"200")])
+
+
+def watched(target: Target) -> RawH2:
+    return RawH2(target.connect(target.watchful))
+
+
+def test_clients_that_answer_no_ping_are_dropped_and_their_requests_ended(target: Target) -> None:
+    with target.under_attack():
+        peers = [watched(target) for _ in range(20)]
+        for peer in peers:
+            peer.send(f.headers(1, request("/sleep?s=1", "POST")))
+        eventually(lambda: target.active() == 20, "the requests to reach the application")
+        begun = time.monotonic()
+        for peer in peers:
+            peer.read_end(GONE_AFTER * 10)
+            assert [ping.flags for ping in peer.of(f.PING)] == [0]
+        assert time.monotonic() - begun > KEEPALIVE
+        eventually(lambda: target.active() == 0, "the requests to end", 1.0)
+
+
+def test_a_client_that_answers_is_waited_for(target: Target) -> None:
+    with target.under_attack(), watched(target) as peer:
+        peer.send(f.headers(1, request("/sleep?s=1"), True))
+        answered = 0
+        while not peer.of(f.HEADERS):
+            assert peer.read(0.05) or peer.of(f.HEADERS)
+            for ping in peer.of(f.PING)[answered:]:
+                peer.send(f.frame(f.PING, f.ACK, 0, ping.payload))
+                answered += 1
+        assert answered >= 1
+        assert not peer.ended
+
+
+def test_an_idle_client_is_not_asked(target: Target) -> None:
+    with watched(target) as peer:
+        peer.send(f.headers(1, request(), True))
+        peer.read_until(lambda: peer.of(f.HEADERS))
+        end = time.monotonic() + 4 * KEEPALIVE
+        while time.monotonic() < end:
+            assert peer.read(0.05)
+        assert peer.of(f.PING) == []
+
+
+def test_a_server_that_answers_no_ping_is_left_and_its_requests_go_elsewhere_or_fail(target: Target) -> None:
+    """Tried twice, as the route allows, each time on a connection of its own."""
+
+    def behave(sock: socket.socket) -> None:
+        read_h2_request(sock)
+        while sock.recv(65536):
+            pass
+
+    with target.under_attack(), EvilServer(target.host, EVIL_H2, behave) as server:
+        begun = time.monotonic()
+        answer = fetch(target.plain, "/evil3")
+        assert answer.status == 503
+        assert b"nothing came for 0.2 s, not even an answer to PING" in answer.body
+        assert time.monotonic() - begun > 2 * KEEPALIVE
+        assert server.accepted == 2
+
+
+def test_a_request_whose_server_has_vanished_is_answered_by_the_next_connection(target: Target) -> None:
+    server: EvilServer
+
+    def behave(sock: socket.socket) -> None:
+        first = server.accepted == 1
+        stream = read_h2_request(sock)
+        if not first:
+            sock.sendall(f.frame(f.HEADERS, 5, stream, OK))
+        while sock.recv(65536):
+            pass
+
+    with target.under_attack(), EvilServer(target.host, EVIL_H2, behave) as server:
+        assert fetch(target.plain, "/evil3").status == 200
+        assert server.accepted == 2
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and iproute2")
+def test_a_host_that_falls_off_the_network_is_noticed(tmp_path: Path) -> None:
+    """Its packets go nowhere from one moment to the next, as when a node dies."""
+    with pod_network("app") as network:
+        app = (network.pods["app"], 8080)
+        listening = Namespace(f"{network.mark}-app").listener(*app)
+        host = loopback()
+        routes = [route("/", "app", timeout="20s", retry_policy={**RETRY, "num_retries": 0})]
+        tree = bootstrap(
+            host,
+            [listener("out", address(host, OUTBOUND), http_filter(routes))],
+            [asking(cluster("app", [app], http2=True))],
+        )
+        sidecar = Sidecar("surviving", tree, tmp_path).ready()
+        try:
+            answers = []
+            caller = threading.Thread(target=lambda: answers.append(fetch((host, OUTBOUND), "/")))
+            caller.start()
+            with listening, listening.accept()[0] as sock:
+                sock.settimeout(5.0)
+                read_h2_request(sock)
+                subprocess.run(["ip", "link", "set", f"{network.mark}v0", "down"], check=True, timeout=10)
+                caller.join(10.0)
+            (answer,) = answers
+            assert answer.status == 503
+            assert b"not even an answer to PING" in answer.body
+            assert sidecar.json("/stats")["clusters"][0]["requests_active"] == 0
+        finally:
+            sidecar.stop()
