@@ -189,7 +189,7 @@ def free_ports(host: str, count: int) -> list[int]:
 
 
 async def measure(
-    loads: tuple[float, ...], seconds: float, protected: bool, host: str = "127.0.0.1", warm_up: float = 5.0
+    loads: tuple[float, ...], seconds: float, protected: bool, host: str = "127.0.0.1", warm_up: float = 10.0
 ) -> list[Result]:
     """Each load in turn, on one sidecar and one application."""
     port, admin, app_port = free_ports(host, 3)
@@ -226,18 +226,31 @@ async def _accepts(host: str, port: int) -> None:
 
 
 def main() -> None:
-    """Prints one table for each case."""
+    """Prints one table for each case, and with protection what it is judged by."""
     print(
         f"application: {WORKERS} requests at a time, {SLEEP * 1000:g} ms each: {CAPACITY:g} requests a second"
     )
     for protected in (True, False):
         print("\nwith protection" if protected else "\nwithout")
         print("  load  goodput/s  refused  failed  p50 ms  p99 ms")
-        for result in asyncio.run(measure((0.5, 0.9, 3.0), 10.0, protected)):
+        results = asyncio.run(measure((0.5, 0.9, 3.0), 10.0, protected))
+        for result in results:
             print(
                 f"{result.load:5.1f}x  {result.goodput:9.0f}  {result.refused:7}  {result.failed:6}"
                 f"  {result.p50:6.0f}  {result.p99:6.0f}"
             )
+        if protected:
+            print(verdict(*results))
+
+
+def verdict(calm: Result, healthy: Result, flooded: Result) -> str:
+    """What must hold, as ratios."""
+    peak = max(calm.goodput, healthy.goodput, flooded.goodput, CAPACITY)
+    return (
+        f"at {flooded.load:g}x: {flooded.goodput / peak:.1%} of the peak goodput, accepted p50 "
+        f"{flooded.p50 / calm.p50:.2f} and p99 {flooded.p99 / calm.p99:.2f} times those at {calm.load:g}x; "
+        f"refused at {healthy.load:g}x: {healthy.refused}"
+    )
 
 
 if __name__ == "__main__":

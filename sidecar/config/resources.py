@@ -373,8 +373,8 @@ class AdaptiveConcurrency:
     update_interval: float = 0.5
     min_samples: int = 50
     """Responses that an update needs; an interval goes on until it has them."""
-    tolerance: float = 1.25
-    """Mean latency over the baseline at which the limit begins to fall (Envoy `buffer`, plus one)."""
+    tolerance: float = 2.0
+    """How many times as long as its work an answer takes when an overload begins (Envoy `buffer`, plus one)."""
 
 
 @dataclass(frozen=True, slots=True)

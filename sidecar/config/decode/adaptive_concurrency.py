@@ -11,14 +11,14 @@ TYPE: str = adaptive_concurrency_pb2.AdaptiveConcurrency.DESCRIPTOR.full_name
 
 _FILTER = Fields("gradient_controller_config enabled")
 _ENABLED = Fields("default_value", "runtime_key")
-# The mean of an interval is used, and the baseline is never measured by squeezing traffic.
+# Several quantiles and the mean are used; the baseline is never measured by squeezing healthy traffic.
 _GRADIENT = Fields("concurrency_limit_params min_rtt_calc_params", "sample_aggregate_percentile")
 _LIMIT = Fields("max_concurrency_limit concurrency_update_interval")
 _BASELINE = Fields("min_concurrency buffer", "interval request_count jitter")
 
 
 def adaptive_concurrency(view: View) -> AdaptiveConcurrency | None:
-    """The filter's settings, None when it is switched off; `buffer` is the tolerated rise of latency."""
+    """The filter's settings, None when it is switched off; `buffer` is the rise that begins an overload."""
     view.check(_FILTER)
     if view.has("enabled") and not view.sub("enabled", _ENABLED).flag("default_value", True):
         return None
