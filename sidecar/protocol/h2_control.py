@@ -469,8 +469,8 @@ class H2Control(H2Sender):
         return self.options.keepalive_interval
 
     def check_alive(self) -> bool:
-        """Called every `keepalive_interval`. A peer that has open streams and has said nothing since the last call is
-        sent a PING; False when it has not answered that since the call before."""
+        """Called every `keepalive_interval`. A peer that has open streams and has said nothing since the last
+        call is sent a PING; False when it has not answered that since the call before."""
         if self.heard or not self.active_streams or self.failed:
             self.heard = self._asked = False
             return True

@@ -1,5 +1,5 @@
-"""Peers that are gone and never said so: nothing comes from them, not even an answer to PING. No FIN and no RST
-tell of it, so that only asking does. The sidecar asks after KEEPALIVE seconds here; 30 unless set."""
+"""Peers that are gone and never said so: nothing comes from them, not even an answer to PING. No FIN and no
+RST tell of it, so that only asking does. The sidecar asks after KEEPALIVE seconds here; 30 unless set."""
 
 from __future__ import annotations
 

@@ -71,8 +71,9 @@ def asking(made: Tree) -> Tree:
 
 
 class Target:
-    """A sidecar with a plain listener, one for mTLS, one that soon asks silent peers, its application, and room
-    for upstreams of a test's own behind `/evil1` (HTTP/1.1), `/evil2` (HTTP/2) and `/evil3` (HTTP/2, asked)."""
+    """A sidecar with a plain listener, one for mTLS, one that soon asks silent peers, its application, and
+    room for upstreams of a test's own behind `/evil1` (HTTP/1.1), `/evil2` (HTTP/2) and `/evil3` (HTTP/2,
+    asked)."""
 
     def __init__(self, directory: Path) -> None:
         self.host = loopback()
