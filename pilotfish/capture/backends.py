@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pilotfish.capture import rules
-from pilotfish.capture.host import CaptureError, is_installed, run
+from pilotfish.capture.host import NotPermittedError, ToolError, is_installed, run
 from pilotfish.capture.rules import is_label
 from pilotfish.capture.settings import CaptureSettings
 
@@ -86,7 +86,11 @@ class Nft:
 
     def _is_there(self) -> bool:
         wanted = ("inet", rules.TABLE)
-        tables = [item["table"] for item in _nft_json("tables") if "table" in item]
+        try:
+            tables = [item["table"] for item in _nft_json("tables") if "table" in item]
+        except ToolError:
+            # A kernel without nf_tables has none; setting rules will say why not.
+            return False
         return any((table["family"], table["name"]) == wanted for table in tables)
 
 
@@ -160,9 +164,7 @@ class Iptables:
             return ""
         try:
             return run([self._tool(version, "save"), "-t", "nat"])
-        except CaptureError as error:
-            if error.permission:
-                raise
+        except ToolError:
             # A kernel that does not know the table has nothing in it; setting rules will say why not.
             return ""
 
@@ -196,4 +198,4 @@ def _has_legacy_nat(version: int) -> bool:
     except FileNotFoundError:
         return False
     except PermissionError as error:
-        raise CaptureError(f"{names} cannot be read", permission=True) from error
+        raise NotPermittedError(f"{names} cannot be read") from error

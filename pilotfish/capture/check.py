@@ -54,9 +54,7 @@ def _rules(settings: CaptureSettings, choice: str) -> list[Fact]:
         try:
             found = backend.found()
         except CaptureError as error:
-            if error.permission:
-                return [Fact(None, f"rules not looked at: {error}")]
-            continue  # A kernel without this interface has no rules in it.
+            return [Fact(None, f"rules not looked at: {error}")]
         if found:
             there.append((backend, found))
     if not there:

@@ -23,13 +23,18 @@ _NOT_PERMITTED = ("not permitted", "ermission denied", "must be root")
 
 
 class CaptureError(Exception):
-    """What could not be done, and what to do. `permission`: for want of a capability."""
+    """What could not be done, and what to do."""
 
-    def __init__(self, text: str, *, permission: bool = False) -> None:
-        if permission:
-            text += " (needs root with the capability NET_ADMIN, in the network namespace of the pod)"
-        super().__init__(text)
-        self.permission = permission
+
+class NotPermittedError(CaptureError):
+    def __init__(self, text: str) -> None:
+        super().__init__(
+            f"{text} (needs root with the capability NET_ADMIN, in the network namespace of the pod)"
+        )
+
+
+class ToolError(CaptureError):
+    """A tool was run and refused, not for want of a capability: most often the kernel lacks a module."""
 
 
 def is_installed(tool: str) -> bool:
@@ -48,8 +53,8 @@ def run(command: Sequence[str], text: str = "") -> str:
         raise CaptureError(f"{' '.join(command)} has not ended within {_TIMEOUT:g} s") from error
     if result.returncode:
         said = " ".join(result.stderr.split()) or f"exit status {result.returncode}"
-        permission = any(words in said for words in _NOT_PERMITTED)
-        raise CaptureError(f"{' '.join(command)}: {said[:300]}", permission=permission)
+        kind = NotPermittedError if any(words in said for words in _NOT_PERMITTED) else ToolError
+        raise kind(f"{' '.join(command)}: {said[:300]}")
     return result.stdout
 
 
@@ -73,7 +78,7 @@ def add_source_address() -> None:
         if error.errno != errno.EEXIST:
             text = f"{INBOUND_SOURCE[1]} cannot be added to lo: {error.strerror}"
             if error.errno == errno.EPERM:
-                raise CaptureError(text, permission=True) from error
+                raise NotPermittedError(text) from error
             raise CaptureError(f"{text}; where the pod has no use for IPv6: --ipv6 off") from error
 
 
@@ -84,10 +89,8 @@ def remove_source_address() -> bool:
     try:
         _change_source_address(_SIOCDIFADDR)
     except OSError as error:
-        permission = error.errno == errno.EPERM
-        raise CaptureError(
-            f"{INBOUND_SOURCE[1]} cannot be removed from lo: {error.strerror}", permission=permission
-        ) from error
+        kind = NotPermittedError if error.errno == errno.EPERM else CaptureError
+        raise kind(f"{INBOUND_SOURCE[1]} cannot be removed from lo: {error.strerror}") from error
     return True
 
 

@@ -447,6 +447,8 @@ def test_where_nftables_does_not_work_iptables_is_used(tmp_path: Path) -> None:
             "set: 26 rules for IPv4 and IPv6 with iptables-nft",
             "ok: iptables-nft: 26 rules are as they should be",
         ]
+        removed = pod.run(*broken(tmp_path, "nft"), "remove").stdout
+        assert removed.startswith("removed: rules that were set with iptables-nft\n")
 
 
 def test_where_nothing_works_the_error_names_every_tool(tmp_path: Path) -> None:
