@@ -20,7 +20,7 @@ from sidecar.protocol.raw import RawCodec
 from sidecar.protocol.sniff import Protocol
 from sidecar.server.connection_manager import ConnectionManager
 from sidecar.server.detect import DetectCodec
-from sidecar.server.tcp_proxy import TcpProxy
+from sidecar.server.tcp_proxy import TcpProxy, TcpSession
 from sidecar.telemetry.metrics import ListenerStats
 
 logger = logging.getLogger(__name__)
@@ -246,7 +246,15 @@ class TcpChain:
         self.stats = stats
 
     def on_connection(self, conn: Connection, destination: SocketAddress | None = None) -> None:
+        self.serve(conn, self.dial(conn, destination)[0])
+
+    def serve(self, conn: Connection, codec: RawCodec) -> None:
+        """Join a connection with what `dial` has begun."""
         self.stats.detected["tcp"] = self.stats.detected.get("tcp", 0) + 1
+        conn.set_codec(codec)
+
+    def dial(self, conn: Connection, destination: SocketAddress | None) -> tuple[RawCodec, TcpSession]:
+        """Begin the session of a connection that does not have its codec yet, and may never get it."""
         name = self.proxy.pick_cluster()
         cluster = self.proxy.clusters.get(name)
         if destination is None and cluster is not None and cluster.config.discovery is Discovery.ORIGINAL_DST:
@@ -255,8 +263,8 @@ class TcpChain:
             logger.warning(text, name, conn.peer.remote_text)
         codec = RawCodec(None)
         session = self.proxy.accept(codec.stream, conn.peer.remote)
-        conn.set_codec(codec)
         session.connect(name, destination)
+        return codec, session
 
     @property
     def active(self) -> int:

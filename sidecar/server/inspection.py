@@ -18,11 +18,13 @@ from sidecar.net.connection import Connection
 from sidecar.net.handshakes import HANDSHAKE_TIMEOUT
 from sidecar.net.tls import TlsConfigError
 from sidecar.protocol.client_hello import ClientHello, ClientHelloParser
+from sidecar.protocol.raw import RawCodec
 from sidecar.protocol.sniff import Protocol
 from sidecar.server.chain import TcpChain
 from sidecar.server.detect import DetectCodec
 from sidecar.server.filter_chain_match import Seen
 from sidecar.server.filter_chains import FilterChain
+from sidecar.server.tcp_proxy import TcpSession
 
 if TYPE_CHECKING:
     from sidecar.server.listener import Listener
@@ -33,7 +35,17 @@ logger = logging.getLogger(__name__)
 class Inspection:
     """`ConnectionOwner` of one connection until it has a filter chain, and TLS where that wants it."""
 
-    __slots__ = ("_chains", "_chosen", "_conn", "_destination", "_fed", "_listener", "_parser", "_timer")
+    __slots__ = (
+        "_chains",
+        "_chosen",
+        "_conn",
+        "_destination",
+        "_dialled",
+        "_fed",
+        "_listener",
+        "_parser",
+        "_timer",
+    )
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -41,6 +53,8 @@ class Inspection:
         self._conn: Connection | None = None
         self._destination: SocketAddress | None = None
         self._chosen: FilterChain | None = None
+        self._dialled: tuple[TcpChain, RawCodec, TcpSession] | None = None
+        """The application, which may have the first word, while the client has not said anything."""
         self._parser = ClientHelloParser()
         self._fed = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -104,8 +118,9 @@ class Inspection:
         """The time limit is this class's own."""
 
     def _on_timeout(self) -> None:
-        """Silence is an answer only where the other side may have the first word: opaque TCP. Where the chain
-        would wait for the client anyway, or a ClientHello is under way, there is the time of a handshake."""
+        """The client is silent, or its ClientHello is under way. It has the time of a handshake, except where
+        the other side may have the first word: there that is dialled, and whoever speaks first decides. So a
+        busy peer whose hello is late is not taken for a client in plain text."""
         assert self._conn is not None
         listener, self._timer = self._listener, None
         listener.stats.detect_timeouts += 1
@@ -113,14 +128,25 @@ class Inspection:
             self._conn.close(f"nothing was said for {listener.config.listener_filters_timeout:g} s")
             return
         plain = self._chains.select(self._seen(None))
-        if not self._fed and plain is not None and isinstance(plain.chain, TcpChain):
-            self._choose(self._conn, self._seen(None))
+        if not self._fed and plain is not None and plain.tls is None and isinstance(plain.chain, TcpChain):
+            codec, session = plain.chain.dial(self._conn, self._destination)
+            self._dialled = (plain.chain, codec, session)
+            if codec.should_close:
+                self._detected(None)
+            else:
+                codec.on_output = self._on_application
         else:
             self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, self._detected, None)
+
+    def _on_application(self) -> None:
+        """It has spoken, or could not be reached, or is gone."""
+        self._detected(None)
 
     def _detected(self, protocol: Protocol | None) -> None:
         assert self._conn is not None
         self._stop_timer()
+        if self._dialled is not None:
+            self._dialled[1].on_output = _nothing
         self._choose(self._conn, self._seen(self._parser.hello if protocol is Protocol.TLS else None))
 
     def _seen(self, hello: ClientHello | None) -> Seen:
@@ -154,6 +180,7 @@ class Inspection:
         if chosen.tls is None:
             self._finish(conn, chosen)
             return
+        self._abandon()
         try:
             conn.start_tls(chosen.tls())
         except TlsConfigError as error:
@@ -161,13 +188,25 @@ class Inspection:
             conn.abort(str(error))
 
     def _finish(self, conn: Connection, chosen: FilterChain) -> None:
-        self._leave()
-        chosen.chain.on_connection(conn, self._destination)
+        dialled = self._dialled
+        if dialled is not None and dialled[0] is chosen.chain:
+            self._dialled = None
+            self._leave()
+            dialled[0].serve(conn, dialled[1])
+        else:
+            self._leave()
+            chosen.chain.on_connection(conn, self._destination)
 
     def _leave(self) -> None:
         self._stop_timer()
+        self._abandon()
         if self._conn is not None:
             self._listener.inspecting.discard(self._conn)
+
+    def _abandon(self) -> None:
+        if self._dialled is not None:
+            self._dialled[2].abandon()
+            self._dialled = None
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -176,3 +215,7 @@ class Inspection:
 
     def __repr__(self) -> str:
         return f"<Inspection {self._conn!r} {self._parser!r} chosen={self._chosen!r}>"
+
+
+def _nothing() -> None:
+    """Until the connection sets its own callback."""

@@ -50,7 +50,7 @@ ipv4_and_ipv6 = pytest.mark.parametrize("version", [4, 6])
 VIRTUAL = {4: "192.0.2.1", 6: "2001:db8::1"}
 """Nobody has them; discovery knows their endpoints."""
 HTTP, REDIS, SMTP, UNKNOWN_PORT = 80, 6379, 2525, 7777
-PERMISSIVE, STRICT, OWN_TLS, OPAQUE = 8080, 8081, 8443, 3307
+PERMISSIVE, STRICT, OWN_TLS, OPAQUE, CLIENT_FIRST = 8080, 8081, 8443, 3307, 6380
 
 
 @dataclass
@@ -124,6 +124,7 @@ def tree_of(directory: Path, files: CertificateFiles) -> str:
         serve_port(tree, host, STRICT, files, "", (MESH_ALPN, "h2"))
         serve_port(tree, host, OWN_TLS, files, "tcp", (MESH_ALPN,))
         serve_port(tree, host, OPAQUE, files, "tcp", (MESH_ALPN, "h2"))
+        serve_port(tree, host, CLIENT_FIRST, files, "tcp", (MESH_ALPN, "h2"))
     return yaml.safe_dump(tree)
 
 
@@ -163,7 +164,8 @@ def servers(
         stack.enter_context(serving(peer.listener(FAR[version], UNKNOWN_PORT), greet))
         stack.enter_context(serving(peer.listener(FAR[version], HTTP), http))
         for port, serve in (
-            *((PERMISSIVE, http), (STRICT, http), (OWN_TLS, secure), (OPAQUE, greet), (UNKNOWN_PORT, echo)),
+            *((PERMISSIVE, http), (STRICT, http), (OWN_TLS, secure), (OPAQUE, greet)),
+            *((CLIENT_FIRST, echo), (UNKNOWN_PORT, echo)),
         ):
             listener = pod.listener(POD[version], port)
             callers[version, port] = stack.enter_context(serving(listener, serve))
@@ -257,7 +259,10 @@ def test_mesh_peers_come_in_over_mtls(mesh: Mesh, version: int, port: int, alpn:
 
 
 @ipv4_and_ipv6
-def test_a_mesh_peer_whose_hello_is_late_and_in_pieces_is_waited_for(mesh: Mesh, version: int) -> None:
+@pytest.mark.parametrize("port", [STRICT, PERMISSIVE, CLIENT_FIRST])
+def test_a_mesh_peer_whose_hello_is_late_and_in_pieces_is_waited_for(
+    mesh: Mesh, version: int, port: int
+) -> None:
     context = client_context(mesh.caller, MESH_ALPN)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     session = context.wrap_bio(incoming, outgoing)
@@ -265,13 +270,23 @@ def test_a_mesh_peer_whose_hello_is_late_and_in_pieces_is_waited_for(mesh: Mesh,
         session.do_handshake()
     hello = outgoing.read()
     with mesh.peer.socket(version) as client:
-        client.connect((POD[version], STRICT))
+        client.connect((POD[version], port))
         time.sleep(0.3)
         for part in (hello[:1], hello[1:60], hello[60:]):
             client.sendall(part)
             time.sleep(0.15)
         answer = client.recv(65536)
-        assert answer[:1] == b"\x16"  # a ServerHello
+        assert (answer[0], answer[5]) == (22, 2)  # a handshake record with a ServerHello
+
+
+@ipv4_and_ipv6
+def test_a_plain_client_may_take_its_time(mesh: Mesh, version: int) -> None:
+    with mesh.peer.socket(version) as client:
+        client.connect((POD[version], CLIENT_FIRST))
+        time.sleep(0.3)
+        client.sendall(b"late")
+        client.shutdown(socket.SHUT_WR)
+        assert read(client) == b"late|end"
 
 
 @ipv4_and_ipv6
