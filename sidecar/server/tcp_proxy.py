@@ -88,6 +88,8 @@ class TcpSession:
         self.destination: SocketAddress | None = None
         self.upstream: TcpUpstream | None = None
         self.tried: list[Endpoint] = []
+        self.failure = ""
+        """Why the last try failed."""
         self.early: list[bytes] = []
         self.request_ended = False
         self.response_ended = False
@@ -130,7 +132,8 @@ class TcpSession:
         else:
             endpoint = cluster.pick_for(self.destination, self.tried)
         if endpoint is None or endpoint in self.tried:
-            self.fail("UH", f"no endpoint of cluster {cluster.name} is left to try: {cluster.why_none()}")
+            why = self.failure or cluster.why_none()
+            self.fail("UH", f"no endpoint of cluster {cluster.name} is left to try: {why}")
             return
         if not cluster.begin(endpoint):
             self.fail("UO", f"cluster {cluster.name} has reached its limit of concurrent requests")
@@ -277,6 +280,7 @@ class TcpUpstream:
 
     def on_connect_failure(self, reason: str, overflow: bool) -> None:
         self.release(failed=not overflow)
+        self.session.failure = reason
         self.session.try_next()
 
     def on_response(self, head: ResponseHead, end_stream: bool) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from random import Random
 
 from sidecar.config.resources import (
+    CircuitBreakers,
     ClusterConfig,
     Discovery,
     EndpointConfig,
@@ -24,6 +25,8 @@ from sidecar.upstream.context import ClientTls, Connect, MakeCodec, MakeH2, Upst
 
 PASSTHROUGH = "passthrough"
 """Name in metrics of all destinations outside the mesh together."""
+UNLIMITED = CircuitBreakers(2**32 - 1, 2**32 - 1, 2**32 - 1)
+"""What the mesh was told nothing about is the application's own affair."""
 PASSTHROUGH_IDLE = 60.0
 """Seconds; a destination outside the mesh that was not used for one to two of these is forgotten."""
 
@@ -108,7 +111,10 @@ class ClusterManager:
         if cluster is None:
             endpoints = (LocalityEndpoints("", "", "", 0, 1, (EndpointConfig(address, plaintext=True),)),)
             config = ClusterConfig(
-                name, endpoints=EndpointsConfig(name, endpoints), http2=Http2Options() if http2 else None
+                name,
+                endpoints=EndpointsConfig(name, endpoints),
+                http2=Http2Options() if http2 else None,
+                circuit_breakers=UNLIMITED,
             )
             cluster = self._clusters[name] = Cluster(self._context, config, stats_name=PASSTHROUGH)
             self._passthrough[name] = -1
