@@ -53,7 +53,7 @@ class Answer:
 
 
 class Api:
-    """One API server, as one user."""
+    """One API server, as one user. To be used in a `with` block."""
 
     def __init__(self, context: Context, timeout: float = TIMEOUT) -> None:
         self.context = context
@@ -61,6 +61,14 @@ class Api:
         self._timeout = timeout
         self._url = urlsplit(self.server)
         self._connections = threading.local()
+        self._opened: list[_Connection] = []
+
+    def __enter__(self) -> Api:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection in self._opened:
+            connection.close()
 
     def __repr__(self) -> str:
         return f"<Api {self.server} context={self.context.name!r}>"
@@ -191,6 +199,7 @@ class Api:
                 f"the proxy {proxy!r} is of no kind that is supported: it takes http://HOST:PORT"
             )
         connection = _Connection(at.hostname or "", at.port or (80 if proxy else 443), timeout=self._timeout)
+        self._opened.append(connection)
         connection.secure = (access.tls(), access.server_name or host)
         if proxy:
             connection.set_tunnel(host, port)

@@ -78,13 +78,13 @@ def run_check(arguments: Sequence[str]) -> int:
 
 
 def _check(given: argparse.Namespace) -> int:
-    api = open_api(given)
     sections, end = BEFORE if given.pre else AFTER, time.monotonic() + given.wait
-    while True:
-        found = look(World(api, given.system_namespace, given.namespace), sections)
-        if all_well(found) or time.monotonic() + _INTERVAL > end:
-            break
-        time.sleep(_INTERVAL)
+    with open_api(given) as api:
+        while True:
+            found = look(World(api, given.system_namespace, given.namespace), sections)
+            if all_well(found) or time.monotonic() + _INTERVAL > end:
+                break
+            time.sleep(_INTERVAL)
     print(json.dumps(json_of(found), indent=1) if given.output == "json" else text_of(found))
     return 0 if all_well(found) else 1
 

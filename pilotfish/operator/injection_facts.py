@@ -155,7 +155,7 @@ def missed_pods(world: World) -> Iterator[Fact]:
     for namespace, names in sorted(missed.items()):
         yield warning(
             "pods-without-sidecar",
-            f"{len(names)} pods of namespace {namespace} have no sidecar: {some(names)}",
+            f"pods without a sidecar in namespace {namespace}: {some(names)}",
             f"kubectl -n {namespace} rollout restart deployment  (or what else made them)",
             _LINK,
         )

@@ -47,8 +47,9 @@ def _proxy_config(given: argparse.Namespace) -> int:
     if given.admin:
         found = fetch(given.admin, page.path, "sidecar")
     else:
-        api = open_api(given)
-        found = read_page(api, *find_pod(given.words[0], given.namespace, api.context.namespace), page.path)
+        with open_api(given) as api:
+            pod = find_pod(given.words[0], given.namespace, api.context.namespace)
+            found = read_page(api, *pod, page.path)
     try:
         shown = json.dumps(page.part(found), indent=1) if given.output == "json" else ""
         print(shown or table(page.head, page.rows(found)))

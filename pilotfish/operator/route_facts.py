@@ -39,7 +39,7 @@ def route_facts(kind: str, ours: Sequence[Object], system: str) -> Iterator[Fact
             _LINK,
         )
     if ours and not wrong and not undecided:
-        yield ok("routes", f"{len(ours)} {kind}s are accepted, and all that they name is there")
+        yield ok("routes", f"{kind}: {len(ours)} accepted, and all that they name is there")
 
 
 def _is_ours(route: Object) -> bool:

@@ -35,12 +35,12 @@ def rules(world: World) -> Iterator[Fact]:
         return
     wrong = {full_name(pod): reason for pod, state in states if (reason := _rules_missing(state))}
     if not wrong:
-        yield ok("rules", f"the rules of capture are set in {len(states)} pods")
+        yield ok("rules", f"the rules of capture are set (pods: {len(states)})")
         return
     name, reason = next(iter(wrong.items()))
     yield failed(
         "rules",
-        f"the rules of capture are not set in {_of(wrong, states)}: {name}: {reason}",
+        f"the rules of capture are not set in {_of(wrong, states)} ({name}: {reason})",
         logs(name, INIT_CONTAINER),
         _CAPTURE,
     )
@@ -69,7 +69,7 @@ def ready(world: World) -> Iterator[Fact]:
         if not status.get("ready") and not pod["metadata"].get("deletionTimestamp"):
             wrong[full_name(pod)] = _state_text(status)
     if not wrong:
-        yield ok("sidecars-ready", f"{len(meshed)} sidecars are ready")
+        yield ok("sidecars-ready", f"sidecars: {len(meshed)} ready")
         return
     name, reason = next(iter(wrong.items()))
     yield failed(
@@ -107,7 +107,7 @@ def connected(world: World) -> Iterator[Fact]:
             _STEP,
         )
     elif running:
-        yield ok("sidecars-connected", f"{len(running)} sidecars are connected to the control plane")
+        yield ok("sidecars-connected", f"sidecars: {len(running)} connected to the control plane")
 
 
 def identities(world: World) -> Iterator[Fact]:
@@ -153,7 +153,7 @@ def in_step(world: World) -> Iterator[Fact]:
         f"{client.namespace}/{client.name}": "; ".join(client.why) for client in clients if not client.in_step
     }
     if not behind:
-        yield ok("sidecars-in-step", f"{len(clients)} sidecars have accepted their configuration")
+        yield ok("sidecars-in-step", f"sidecars: {len(clients)} in step with their configuration")
         return
     name, reason = next(iter(behind.items()))
     refused = any(" refused " in why for why in behind.values())

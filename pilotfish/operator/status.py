@@ -65,11 +65,10 @@ def _status(given: argparse.Namespace) -> int:
         rows = [_row(client, now) for client in clients_of(replicas)]
         rows = [row for row in rows if given.namespace in ("", row.namespace)]
     else:
-        api = open_api(given)
-        replicas = replicas_in(api, given.system_namespace)
-        pods = api.items(PODS, given.namespace, f"{INJECTED_LABEL}=true")
-        rows = rows_of(clients_of(replicas), pods, given.namespace, now)
-        rows = ask_sidecars(api, rows)
+        with open_api(given) as api:
+            replicas = replicas_in(api, given.system_namespace)
+            pods = api.items(PODS, given.namespace, f"{INJECTED_LABEL}=true")
+            rows = ask_sidecars(api, rows_of(clients_of(replicas), pods, given.namespace, now))
     for replica in replicas:
         if replica.error and len(replicas) == 1:
             raise OperatorError(f"control plane {replica.name}: {replica.error}", replica.hint)

@@ -207,6 +207,8 @@ class KubeApi:
             return self._access_review(await request.json())
         if request.path in self.documents:
             return web.json_response(self.documents[request.path])
+        if request.path.startswith("/apis/") and request.path.count("/") < 4:
+            return web.Response(status=404, text="404 page not found\n")
         version, plural, namespace, name, sub = _split(request.path)
         if sub == "proxy":
             return await self._proxy(namespace, name, request.path.partition("/proxy")[2])
