@@ -43,7 +43,7 @@ STEEPEST = 0.5
 TELLING = 0.8
 """A cut to this share or less shows whether it helped."""
 DRIFT = 0.25
-"""A baseline that a cut has shown to be wrong by less is kept: it comes from more requests."""
+"""A baseline that a cut has shown to be wrong by less goes half the way: it comes from more requests."""
 PROBE_SECONDS = 20.0
 """While the application is overloaded, so often the limit is lowered for an interval to see whether the
 baseline is still right."""
@@ -198,16 +198,22 @@ class ConcurrencyLimit:
             return
         self._cut = None
         self._helped = interval.throughput >= cut.throughput * (1 + share) / 2
-        drift = interval.latencies[-1] / self._baseline[-1] - 1
-        wrong = drift < -DRIFT if self._helped else drift > DRIFT
-        if wrong:
-            self._intervals.clear()
-            self._intervals.append((now, interval.latencies))
-            self._baseline = interval.latencies
         if not self._helped:
             self.limit = max(self.limit, cut.limit)
+        drift = interval.latencies[-1] / self._baseline[-1] - 1
+        if not self._helped or drift < 0:
+            self._correct(now, interval.latencies, abs(drift) > DRIFT)
         # A baseline that was too high may still be.
-        self._probe_at = now if wrong and self._helped else now + PROBE_SECONDS
+        self._probe_at = now if self._helped and drift < -DRIFT / 2 else now + PROBE_SECONDS
+
+    def _correct(self, now: float, latencies: Latencies, wrong: bool) -> None:
+        """Latencies without a queue, or with less of one than the baseline."""
+        if wrong:
+            self._intervals.clear()
+            self._intervals.append((now, latencies))
+            self._baseline = latencies
+        else:
+            self._baseline = tuple((a + b) / 2 for a, b in zip(self._baseline, latencies, strict=True))
 
     def _measure(self, now: float, interval: _Interval) -> None:
         """The baseline. An interval at the limit tells nothing of an idle application, and its time does not

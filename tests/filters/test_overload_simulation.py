@@ -197,6 +197,15 @@ def test_answers_that_need_no_worker_do_not_hide_the_queue(bypass: float) -> Non
     assert flooded.percentile(0.5) <= 1.15 * 0.05
 
 
+def test_what_delays_answers_outside_the_application_costs_little_goodput() -> None:
+    """In an overload the machine is busy too."""
+    sim = simulate(20, fixed(0.05))
+    sim.run(200, 10)
+    sim.application.delay = 0.008
+    sim.run(1200, RECOVERY)
+    assert sim.run(1200, 20).goodput >= 0.95 * 400
+
+
 def test_fewer_than_the_floor_in_flight_are_never_refused_however_latency_wanders() -> None:
     sim = simulate(ENDLESS, fixed(0.01))
     for seconds in (0.01, 0.04, 0.02, 0.05, 0.01, 0.05):

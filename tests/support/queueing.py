@@ -44,6 +44,8 @@ class Application:
     service: Service
     bypass: float = 0.0
     """The share of requests that needs no worker and is answered after 1 ms, however many others wait."""
+    delay: float = 0.0
+    """Seconds by which every answer is late for another reason, without holding a worker."""
 
 
 @dataclass
@@ -114,10 +116,13 @@ class Simulation:
     def _serve_until(self, end: float, outcome: Outcome) -> None:
         while self._served and self._served[0][0] <= end:
             self.now, arrived, worker = heapq.heappop(self._served)
-            latency = self.now - arrived
-            self.limit.release(self.now, latency)
-            outcome.latencies.append(latency)
             if worker:
                 self._busy -= 1
                 self._fill()
+                if self.application.delay:
+                    heapq.heappush(self._served, (self.now + self.application.delay, arrived, False))
+                    continue
+            latency = self.now - arrived
+            self.limit.release(self.now, latency)
+            outcome.latencies.append(latency)
         self.now = end
