@@ -77,6 +77,13 @@ def sidecar(arguments: Sequence[str]) -> int:
         metavar="MIB",
         help="past so much buffered for all requests new ones are refused (default 256)",
     )
+    add(
+        "--header-limit",
+        type=int,
+        default=64,
+        metavar="KIB",
+        help="longest header section of a request or a response, on every hop (default 64)",
+    )
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     given = parser.parse_args(arguments)
     config = given.config
@@ -96,6 +103,7 @@ def sidecar(arguments: Sequence[str]) -> int:
             given.drain_deadline,
             given.log_level,
             given.buffer_limit,
+            given.header_limit,
         )
     )
 

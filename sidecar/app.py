@@ -36,6 +36,7 @@ from sidecar.server.listener_manager import ListenerManager
 from sidecar.telemetry.metrics import Metrics
 from sidecar.telemetry_exports import TelemetryExports
 from sidecar.upstream.cluster_manager import ClusterManager
+from sidecar.upstream.context import MakeCodec
 from sidecar.upstream.context import MakeH2 as MakeClientH2
 from sidecar.xds.ads import AdsClient
 from sidecar.xds.client import XdsClient
@@ -52,22 +53,26 @@ class StartError(Exception):
     """The sidecar cannot start; the text says why and what to do."""
 
 
-def run(bootstrap: Bootstrap, http2_engine: str, drain_deadline: float, buffer_limit: int) -> int:
+def run(
+    bootstrap: Bootstrap, http2_engine: str, drain_deadline: float, buffer_limit: int, header_limit: int
+) -> int:
     """Runs until SIGTERM or SIGINT has been obeyed; returns the exit status."""
     try:
-        uvloop.run(_serve(bootstrap, http2_engine, drain_deadline, buffer_limit))
+        uvloop.run(_serve(bootstrap, http2_engine, drain_deadline, buffer_limit, header_limit))
     except (StartError, TlsConfigError) as error:
         logger.error("cannot start: %s", error)
         return 1
     return 0
 
 
-async def _serve(bootstrap: Bootstrap, http2_engine: str, drain_deadline: float, buffer_limit: int) -> None:
+async def _serve(
+    bootstrap: Bootstrap, http2_engine: str, drain_deadline: float, buffer_limit: int, header_limit: int
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    sidecar = Sidecar(bootstrap, http2_engine, buffer_limit, stop.set)
+    sidecar = Sidecar(bootstrap, http2_engine, buffer_limit, header_limit, stop.set)
     stopping = spawn(stop.wait(), "stop")
     starting = spawn(_started(sidecar), "start")
     try:
@@ -97,9 +102,14 @@ class Sidecar:
     """`start`, then `drain`, then `close`, all on one running loop."""
 
     def __init__(
-        self, bootstrap: Bootstrap, http2_engine: str, buffer_limit: int, quit: Callable[[], None]
+        self,
+        bootstrap: Bootstrap,
+        http2_engine: str,
+        buffer_limit: int,
+        header_limit: int,
+        quit: Callable[[], None],
     ) -> None:
-        """`buffer_limit` in bytes; `quit` ends the process as SIGTERM does."""
+        """`buffer_limit` and `header_limit` in bytes; `quit` ends the process as SIGTERM does."""
         self._bootstrap = bootstrap
         self._quit = quit
         self._not_ready = "starting"
@@ -113,7 +123,14 @@ class Sidecar:
             client = CaClient(self._channel(provider.cluster), provider.token_file)
             self._providers[provider.instance] = CertificateProvider(provider, client.sign, loop, random)
         self.clusters = ClusterManager(
-            loop, self.metrics, self.tls, random, _client_h2(make_h2), _client_h1, _client_raw, connect
+            loop,
+            self.metrics,
+            self.tls,
+            random,
+            _client_h2(make_h2, header_limit),
+            _client_h1(header_limit),
+            _client_raw,
+            connect,
         )
         self._telemetry = TelemetryExports(self.clusters, self.metrics, random)
         self._ads = AdsClient(
@@ -135,6 +152,7 @@ class Sidecar:
             time.perf_counter,
             random,
             BufferBudget(buffer_limit),
+            header_limit,
         )
         self.listeners = ListenerManager(factory, self.tls, self.metrics)
         self._discovered: Mapping[str, ListenerConfig] = {}
@@ -274,15 +292,16 @@ def h2_engine(name: str) -> MakeH2:
     return H2Codec
 
 
-def _client_h2(make_h2: MakeH2) -> MakeClientH2:
+def _client_h2(make_h2: MakeH2, header_limit: int) -> MakeClientH2:
     def make(handler: ConnectionHandler, options: Http2Options, trusted_peer: bool) -> Codec:
-        return make_h2(True, handler, h2_options(options, trusted_peer=trusted_peer))
+        return make_h2(True, handler, h2_options(options, header_limit, trusted_peer=trusted_peer))
 
     return make
 
 
-def _client_h1(handler: ConnectionHandler) -> Codec:
-    return H1ClientCodec(handler, H1Options())
+def _client_h1(header_limit: int) -> MakeCodec:
+    options = H1Options(max_header_bytes=header_limit)
+    return lambda handler: H1ClientCodec(handler, options)
 
 
 def _client_raw(handler: ConnectionHandler) -> Codec:

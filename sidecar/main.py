@@ -25,6 +25,8 @@ class Options:
     log_level: str = "info"
     buffer_limit: int = 256
     """MiB that all requests together may have buffered before new ones are turned away."""
+    header_limit: int = 64
+    """KiB of a header section, of requests and responses on every hop."""
 
 
 def run_sidecar(options: Options) -> int:
@@ -52,7 +54,13 @@ def run_sidecar(options: Options) -> int:
         return 0
     from sidecar.app import run
 
-    return run(bootstrap, options.http2_engine, options.drain_deadline, options.buffer_limit << 20)
+    return run(
+        bootstrap,
+        options.http2_engine,
+        options.drain_deadline,
+        options.buffer_limit << 20,
+        options.header_limit << 10,
+    )
 
 
 def _exit_early(number: int, frame: FrameType | None) -> None:

@@ -402,7 +402,8 @@ class HttpConnectionManagerConfig:
     """Of a connection without streams."""
     request_headers_timeout: float = 10.0
     """For a request head from its first byte, and for a connection to begin its first; Envoy has no limit."""
-    max_request_headers_kb: int = 64
+    max_request_headers_kb: int = 0
+    """0: the process' (`--header-limit`)."""
     max_headers_count: int = 100
     upgrades: tuple[str, ...] = ()
     """Protocols besides CONNECT that `upgrade_configs` enables, in lower case: `websocket`."""

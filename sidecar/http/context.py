@@ -64,6 +64,8 @@ class HttpContext:
     random: Random
     budget: BufferBudget
     filters: tuple[HttpFilter, ...] = ()
+    header_limit: int = 65536
+    """Bytes of a request's header section, unless the configuration has a limit of its own."""
     direction: str = field(init=False)
     websocket: bool = field(init=False)
     """Upgrades to WebSocket are taken: always in the mesh, elsewhere when `upgrade_configs` says so."""

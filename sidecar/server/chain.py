@@ -105,6 +105,7 @@ class HttpChain:
         self.context = context
         self.stats = stats
         self._make_h2 = make_h2
+        self._header_limit = context.config.max_request_headers_kb * 1024 or context.header_limit
         self._tunnel = tunnel
         self._capture = capture
         self.managers: set[ConnectionManager] = set()
@@ -153,7 +154,7 @@ class HttpChain:
         if http2:
             options2 = h2_options(
                 config.http2,
-                config.max_request_headers_kb * 1024,
+                self._header_limit,
                 config.max_headers_count,
                 conn.peer.alpn == MESH_ALPN,
                 self.context.in_mesh,
@@ -174,7 +175,7 @@ class HttpChain:
         if known is None:
             config = self.context.config
             options = H1Options(
-                max_header_bytes=config.max_request_headers_kb * 1024,
+                max_header_bytes=self._header_limit,
                 max_header_count=config.max_headers_count,
                 default_authority=str(SocketAddress(*local)).encode(),
             )

@@ -48,6 +48,7 @@ class ChainFactory:
         now: Callable[[], float],
         random: Random,
         budget: BufferBudget,
+        header_limit: int,
     ) -> None:
         self._clusters = clusters
         self._dependencies = dependencies
@@ -59,6 +60,7 @@ class ChainFactory:
         self._now = now
         self._random = random
         self._budget = budget
+        self._header_limit = header_limit
 
     def __call__(self, config: ListenerConfig, chain: FilterChainConfig) -> Chain:
         network = chain.network
@@ -84,6 +86,7 @@ class ChainFactory:
             now=self._now,
             random=self._random,
             budget=self._budget,
+            header_limit=self._header_limit,
             filters=make_filters(http.filters),
         )
         tunnel = capture = None

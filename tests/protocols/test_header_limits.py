@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
+
 import pytest
 
 from tests.support.clients import H2Client
 from tests.support.pairs import Peer, RawApp, World, ok
+from tests.support.sidecars import APP, OUTBOUND, Pair
 
 LARGE = ["X-Large: " + "x" * 66_000]
 MANY = [f"X-{i}: {i}" for i in range(101)]
@@ -92,3 +96,31 @@ def test_bodies_have_no_limit(client: Peer, web: RawApp) -> None:
     client.send(b"POST /body HTTP/1.1\r\nHost: web\r\nContent-Length: %d\r\n\r\n" % size)
     client.send(bytes(size))
     assert client.answer()[1] == b"all"
+
+
+@pytest.mark.parametrize(
+    ("outbound", "inbound", "request_status", "response_status"),
+    [(128, 128, 200, 200), (128, 64, 431, 502), (64, 128, 431, 502)],
+)
+def test_one_setting_is_the_limit_of_every_hop_in_both_directions(
+    tmp_path: Path, outbound: int, inbound: int, request_status: int, response_status: int
+) -> None:
+    """100 KB; the sidecar that allows less refuses, be it the first or the second to see them."""
+    field = "X-Large: " + "x" * 100_000
+    options = {
+        "outbound": ("--header-limit", str(outbound)),
+        "inbound": ("--header-limit", str(inbound)),
+    }
+    with Pair(tmp_path) as pair:
+        app = RawApp(pair.hosts[0], APP)
+        app.on("/ask", ok(b"small"))
+        app.on("/answer", ok(b"large", field))
+        pair.start(options=options)
+        for path, fields, status in (("/ask", [field], request_status), ("/answer", [], response_status)):
+            with Peer(socket.create_connection((pair.host, OUTBOUND), 10.0)) as client:
+                client.send("\r\n".join([f"GET {path} HTTP/1.1", "Host: a", *fields, "", ""]).encode())
+                head, body = client.answer()
+                assert int(head[9:12]) == status
+                if status == 502:
+                    assert b"65536 bytes" in body
+        app.stop()

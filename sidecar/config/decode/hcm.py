@@ -89,7 +89,7 @@ def http_connection_manager(view: View) -> HttpConnectionManagerConfig:
         stream_idle_timeout=view.seconds("stream_idle_timeout", standard.stream_idle_timeout),
         idle_timeout=common.seconds("idle_timeout", standard.idle_timeout),
         request_headers_timeout=view.seconds("request_headers_timeout", standard.request_headers_timeout),
-        max_request_headers_kb=view.number("max_request_headers_kb", 64, 1, 8192),
+        max_request_headers_kb=view.number("max_request_headers_kb", 0, 1, 8192),
         max_headers_count=common.number("max_headers_count", standard.max_headers_count, 1),
         upgrades=tuple(sorted(upgrades - {"connect"})),
     )
