@@ -23,6 +23,8 @@ RENEW_DEADLINE = 10.0
 """Seconds without a renewal after which the leader stops leading, before others can begin."""
 RETRY = 2.0
 """Seconds between renewals, and between looks of those who wait."""
+GIVE_BACK = 2.0
+"""Seconds that a leader which ends spends on giving the Lease back."""
 
 log = logging.getLogger(__name__)
 
@@ -202,8 +204,17 @@ async def _give_back(client: KubeClient, namespace: str, election: Election) -> 
     if lease is None:
         return
     try:
-        async with asyncio.timeout(RETRY):
-            await _write(client, namespace, lease)
+        async with asyncio.timeout(GIVE_BACK):
+            try:
+                await _write(client, namespace, lease)
+            except KubeError as error:
+                if error.status != 409:
+                    raise
+                # A renewal that was under way when we were told to end may have been taken after all.
+                election.on_seen(await _read(client, namespace), asyncio.get_running_loop().time())
+                lease = election.release(_stamp())
+                if lease is not None:
+                    await _write(client, namespace, lease)
     except (KubeError, TimeoutError) as error:
         log.info("leader election: the Lease was not given back (%s); it runs out by itself", error)
 

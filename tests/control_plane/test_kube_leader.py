@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -137,16 +138,25 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leader, "RETRY", 0.02)
 
 
+@asynccontextmanager
+async def client_of(tmp_path: Path) -> AsyncIterator[tuple[KubeApi, KubeClient]]:
+    async with KubeApi(tmp_path) as api:
+        client = KubeClient(from_kubeconfig(api.kubeconfig()))
+        try:
+            yield api, client
+        finally:
+            await client.close()
+
+
 async def until(condition: object) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not condition():  # type: ignore[operator]  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
 def test_replicas_elect_one_and_a_stopped_leader_hands_over(tmp_path: Path, quick: None) -> None:
     async def main() -> None:
-        async with asyncio.timeout(20), KubeApi(tmp_path) as api:
-            client = KubeClient(from_kubeconfig(api.kubeconfig()))
+        async with asyncio.timeout(60), client_of(tmp_path) as (api, client):
             leads: dict[str, bool] = {}
             tasks = {}
             async with asyncio.TaskGroup() as group:
@@ -167,17 +177,34 @@ def test_replicas_elect_one_and_a_stopped_leader_hands_over(tmp_path: Path, quic
                 assert spec()["leaseTransitions"] == 1
                 for task in tasks.values():
                     task.cancel()
-            await client.close()
+
+    asyncio.run(main())
+
+
+def test_a_leader_that_is_stopped_while_it_renews_gives_its_lease_back(tmp_path: Path, quick: None) -> None:
+    """The renewal is taken though nobody waits for its answer any more."""
+
+    async def main() -> None:
+        async with asyncio.timeout(60), client_of(tmp_path) as (api, client):
+            heard: list[bool] = []
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(elect(client, "mesh", Election("a"), heard.append, Random(1)))
+                await until(lambda: heard)
+                api.delay = 0.1  # from its coming to its taking effect
+                puts = len(api.seen("PUT", NAME))
+                await until(lambda: len(api.seen("PUT", NAME)) > puts)
+                task.cancel()
+            assert heard == [True, False]
+            assert api.get("Lease", NAME, "mesh")["spec"]["holderIdentity"] == ""
 
     asyncio.run(main())
 
 
 def test_conflicts_and_failures_of_the_server_are_survived(tmp_path: Path, quick: None) -> None:
     async def main() -> None:
-        async with asyncio.timeout(20), KubeApi(tmp_path) as api:
+        async with asyncio.timeout(60), client_of(tmp_path) as (api, client):
             api.answer(409, path="/leases", times=2)
             api.answer(503, path=NAME, times=3)
-            client = KubeClient(from_kubeconfig(api.kubeconfig()))
             heard: list[bool] = []
             async with asyncio.TaskGroup() as group:
                 task = group.create_task(elect(client, "mesh", Election("a"), heard.append, Random(1)))
@@ -188,6 +215,5 @@ def test_conflicts_and_failures_of_the_server_are_survived(tmp_path: Path, quick
             with suppress(asyncio.CancelledError):
                 await task
             assert heard == [True, False, True, False]
-            await client.close()
 
     asyncio.run(main())

@@ -194,6 +194,7 @@ class KubeApi:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
         if self.delay:
+            await request.read()  # what has come takes effect, whether or not the client waits for it
             await asyncio.sleep(self.delay)
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return _status(401, "Unauthorized", "no valid token")
