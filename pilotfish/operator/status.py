@@ -128,10 +128,21 @@ def ask_sidecars(api: Api, rows: Sequence[Row]) -> list[Row]:
 def _with_reason(api: Api, row: Row) -> Row:
     try:
         answer = api.page(row.namespace, row.name, ADMIN_PORT, "/ready")
-        reason = "the sidecar says that it is ready" if answer.status == 200 else answer.text()
+        reason = _last_error(api, row) if answer.status == 200 else answer.text()
     except OperatorError as error:
         reason = error.text
     return replace(row, why=(reason,))
+
+
+def _last_error(api: Api, row: Row) -> str:
+    """What a sidecar that takes traffic says of its discovery. Raises OperatorError."""
+    try:
+        discovery = json.loads(api.page(row.namespace, row.name, ADMIN_PORT, "/config_dump").body)[
+            "discovery"
+        ]
+        return str(discovery["last_error"] or "the sidecar says that it is connected")
+    except (ValueError, KeyError, TypeError) as error:
+        return f"the sidecar is ready; its /config_dump is not as expected: {type(error).__name__}: {error}"
 
 
 def _with_certificate(api: Api, row: Row) -> Row:

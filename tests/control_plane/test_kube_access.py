@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,23 @@ def test_a_replaced_ca_file_is_read_again(tmp_path: Path) -> None:
             await client.close()
 
     asyncio.run(main())
+
+
+def test_a_root_without_the_extensions_that_newer_pythons_ask_for_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The roots of EKS and others have no key identifiers; Python 3.13 checks strictly unless told not to."""
+    default = ssl.create_default_context
+
+    def strict(**options: Any) -> ssl.SSLContext:
+        context = default(**options)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+    context = from_kubeconfig(kubeconfig(tmp_path, {"token": "t"})).tls()
+    assert not context.verify_flags & ssl.VERIFY_X509_STRICT
+    assert context.verify_mode is ssl.CERT_REQUIRED
 
 
 def test_outside_of_a_pod_the_way_out_is_named() -> None:

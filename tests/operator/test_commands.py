@@ -97,9 +97,9 @@ def test_what_is_not_in_step_or_not_connected_says_why(mesh: Mesh, tmp_path: Pat
         api.put(
             running("users"), running("far"), waiting, {**running("done"), "status": {"phase": "Succeeded"}}
         )
-        api.documents["/api/v1/namespaces/shop/pods/far:15000/proxy/ready"] = {
-            "text": "waiting for discovery"
-        }
+        far = "/api/v1/namespaces/shop/pods/far:15000/proxy"
+        api.documents[f"{far}/ready"] = {}
+        api.documents[f"{far}/config_dump"] = {"discovery": {"last_error": "no answer from 10.0.0.9:15010"}}
         api.answer(503, path="/pods/waiting:15000/proxy/ready")
         # Its certificate was signed before this replica began: its sidecar knows.
         api.proxies["shop", "users:15000"] = (HOSTS["users"], ADMIN)
@@ -108,7 +108,7 @@ def test_what_is_not_in_step_or_not_connected_says_why(mesh: Mesh, tmp_path: Pat
         assert capsys.readouterr().out.splitlines() == [
             "NAMESPACE  NAME     VERSION  CONFIGURATION  CERTIFICATE  CONTROL PLANE",
             "shop       far      -        not connected  -            -",
-            "    the sidecar says that it is ready",
+            "    no answer from 10.0.0.9:15010",
             f"shop       refuser  {VERSION}    not in step    -            cp-a",
             "    CDS refused users since 2026-01-01T00:00:00Z: no such field",
             "shop       users    0.0.9    in step        23h left     cp-a",

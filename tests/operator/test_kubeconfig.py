@@ -6,6 +6,8 @@ import base64
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +152,14 @@ def test_secrets_are_not_shown(tmp_path: Path) -> None:
     shown = repr(load(tmp_path, user))
     assert "secret" not in shown
     assert "PRIVATE" not in shown
+
+
+def test_the_commands_need_no_extra_of_the_package() -> None:
+    code = (
+        "import sys, pilotfish.operator.check, pilotfish.operator.status, pilotfish.operator.proxy_config\n"
+        "print(sorted({'aiohttp', 'cryptography', 'google.protobuf', 'grpc', 'requests'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "[]\n"
