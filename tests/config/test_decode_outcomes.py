@@ -16,6 +16,7 @@ from sidecar.config.resources import (
     Discovery,
     EndpointConfig,
     EndpointsConfig,
+    FilterChainMatch,
     HeaderOperation,
     Health,
     Http2Options,
@@ -289,6 +290,93 @@ def test_a_tcp_proxy_with_a_tunnel() -> None:
     assert config.listeners[0].filter_chains[0].network == TcpProxyConfig(
         "tcp", (WeightedCluster("app", 1),), 60.0, True, "db:5432"
     )
+
+
+def test_a_listener_that_takes_redirected_connections() -> None:
+    tree = small()
+    [chain] = tree["static_resources"]["listeners"][0]["filter_chains"]
+    match = {
+        "destination_port": 8080,
+        "server_names": ["A.Example", "*.b.example"],
+        "transport_protocol": "tls",
+        "application_protocols": ["pilotfish-h2", "h2"],
+    }
+    put(tree, f"{LISTENER}.filter_chains", [{**chain, "filter_chain_match": match}])
+    put(tree, f"{LISTENER}.default_filter_chain", chain)
+    put(tree, f"{LISTENER}.use_original_dst", True)
+    put(tree, f"{LISTENER}.bind_to_port", False)
+    extra = {"address": {"socket_address": {"address": "::1", "port_value": 15001}}}
+    put(tree, f"{LISTENER}.additional_addresses", [extra])
+    put(tree, f"{LISTENER}.listener_filters_timeout", "0.1s")
+    put(tree, f"{LISTENER}.continue_on_listener_filters_timeout", True)
+    found = load(tree).listeners[0]
+    assert found.filter_chains[0].match == FilterChainMatch(
+        8080, ("a.example", "*.b.example"), "tls", ("pilotfish-h2", "h2")
+    )
+    assert found.default_filter_chain is not None
+    assert found.default_filter_chain.match == FilterChainMatch()
+    assert (found.original_dst, found.hand_off, found.inspect_tls, found.bind_to_port) == (
+        *(True, True, True, False),
+    )
+    assert found.additional_addresses == (SocketAddress("::1", 15001),)
+    assert (found.listener_filters_timeout, found.continue_on_timeout) == (0.1, True)
+
+
+def test_a_plain_listener_inspects_nothing_and_takes_no_notice_of_redirection() -> None:
+    found = load(small()).listeners[0]
+    assert (found.original_dst, found.hand_off, found.inspect_tls, found.bind_to_port) == (
+        *(False, False, False, True),
+    )
+    assert (found.listener_filters_timeout, found.continue_on_timeout) == (15.0, False)
+
+
+@pytest.mark.parametrize("name", ["original_dst", "tls_inspector", "http_inspector"])
+def test_listener_filters(name: str) -> None:
+    kind = "".join(part.capitalize() for part in name.split("_"))
+    each = {
+        "name": name,
+        "typed_config": {"@type": f"{PREFIX}envoy.extensions.filters.listener.{name}.v3.{kind}"},
+    }
+    config = load(put(small(), f"{LISTENER}.listener_filters", [each]))
+    assert config.listeners[0].original_dst is (name == "original_dst")
+    assert config.listeners[0].hand_off is False
+    disabled = {**each, "filter_disabled": {"destination_port_range": {"start": 1, "end": 2}}}
+    assert errors(put(small(), f"{LISTENER}.listener_filters", [disabled])) == [
+        f"{LISTENER}.listener_filters[0].filter_disabled: not supported; remove it"
+    ]
+
+
+def test_a_listener_that_hands_everything_on_needs_no_filter_chain() -> None:
+    tree = put(small(), f"{LISTENER}.filter_chains", [])
+    assert errors(tree) == [f"{LISTENER}.filter_chains: required"]
+    assert load(put(tree, f"{LISTENER}.use_original_dst", True)).listeners[0].filter_chains == ()
+
+
+def test_references_in_the_default_filter_chain_are_checked() -> None:
+    tree = small()
+    proxy = {
+        "@type": f"{PREFIX}envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        "stat_prefix": "tcp",
+        "cluster": "nowhere",
+    }
+    put(tree, f"{LISTENER}.default_filter_chain.filters", [{"name": "tcp", "typed_config": proxy}])
+    assert errors(tree) == [
+        f"{LISTENER}.default_filter_chain.filters[0].typed_config: cluster 'nowhere' does not exist"
+    ]
+
+
+def test_a_cluster_to_the_original_destination_from_addresses_of_its_own() -> None:
+    tree = put(small(), f"{CLUSTER}.type", "ORIGINAL_DST")
+    put(tree, f"{CLUSTER}.lb_policy", "CLUSTER_PROVIDED")
+    put(tree, f"{CLUSTER}.load_assignment", None)
+    bind = {
+        "source_address": {"address": "127.0.0.6", "port_value": 0},
+        "extra_source_addresses": [{"address": {"address": "::6", "port_value": 0}}],
+    }
+    found = cluster(put(tree, f"{CLUSTER}.upstream_bind_config", bind))
+    assert found.discovery is Discovery.ORIGINAL_DST
+    assert found.source_addresses == ("127.0.0.6", "::6")
+    assert found.endpoints is None
 
 
 def test_bytes_that_are_no_message_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import re
 import socket
@@ -9,7 +10,7 @@ import socket
 import pytest
 
 from sidecar.config.resources import SocketAddress
-from sidecar.net.sockets import ListenError, bind_listener
+from sidecar.net.sockets import ListenError, bind_listener, connect_from
 
 
 def test_listener_accepts_on_an_ephemeral_port() -> None:
@@ -75,3 +76,30 @@ def test_accepted_connections_are_kept_alive_by_the_kernel() -> None:
         with accepted:
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+
+
+def connected(port: int, *sources: str) -> str:
+    """The address that a connection to 127.0.0.1 comes from."""
+
+    async def main() -> str:
+        loop = asyncio.get_running_loop()
+        with await connect_from(loop, SocketAddress("127.0.0.1", port), sources) as client:
+            host: str = client.getsockname()[0]
+            return host
+
+    return asyncio.run(main())
+
+
+def test_connections_come_from_the_source_of_their_family() -> None:
+    with bind_listener(SocketAddress("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert connected(port, "::6", "127.0.0.6", "127.0.0.7") == "127.0.0.6"
+
+
+def test_without_a_source_of_that_family_nothing_is_connected() -> None:
+    with bind_listener(SocketAddress("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(OSError, match=f"no source address of the family of 127.0.0.1:{port}"):
+            connected(port, "::6")
+        with pytest.raises(BlockingIOError):
+            listener.accept()
