@@ -137,7 +137,7 @@ def test_validate_says_what_has_no_effect_and_binds_nothing(tmp_path: Path) -> N
 
 def test_validate_of_a_bad_file_ends_with_64(tmp_path: Path) -> None:
     tree = small(loopback())
-    tree["static_resources"]["clusters"][0]["type"] = "ORIGINAL_DST"
+    tree["static_resources"]["clusters"][0]["lb_policy"] = "RING_HASH"
     done = run(tree, tmp_path, "--mode", "validate")
     assert (done.returncode, done.stdout) == (64, "")
-    assert "static_resources.clusters[0].type" in done.stderr
+    assert "static_resources.clusters[0].lb_policy" in done.stderr
