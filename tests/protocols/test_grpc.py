@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,8 +13,7 @@ import pytest
 
 from tests.support.clients import H2Client
 from tests.support.pairs import DOMAIN, Peer, RawApp, World, ok
-from tests.support.processes import eventually, stopping
-from tests.support.sidecars import APP, OUTBOUND, Pair, Sidecar
+from tests.support.processes import eventually
 
 LARGE = 10_000_000
 STREAMS = 100
@@ -87,23 +85,6 @@ def greeter(world: World) -> Iterator[Greeter]:
     made = Greeter()
     server = serve(made, f"{world.host}:50051")
     yield made
-    server.stop(None).wait(10)
-
-
-@pytest.fixture
-def unlimited(tmp_path: Path) -> Iterator[grpc.Channel]:
-    """A pair of sidecars from static bootstraps: no overload protection counts the streams of one burst."""
-    pair = Pair(tmp_path)
-    [host] = pair.hosts
-    server = serve(Greeter(), f"{host}:{APP}")
-    inbound = Sidecar("inbound", pair.inbound_tree(host, http2_app=True), tmp_path)
-    outbound = Sidecar("outbound", pair.outbound_tree(), tmp_path)
-    with stopping(inbound, outbound):
-        inbound.ready()
-        outbound.ready()
-        options = [*SIZES, ("grpc.enable_http_proxy", 0)]
-        with grpc.insecure_channel(f"{pair.host}:{OUTBOUND}", options=options) as channel:
-            yield channel
     server.stop(None).wait(10)
 
 
@@ -217,7 +198,7 @@ def test_compressed_messages_are_passed_untouched(world: World, web: RawApp) -> 
     assert b"\r\ngrpc-accept-encoding: gzip, zstd\r\n" in heads[0]
 
 
-def test_a_hundred_streams_with_messages_in_flight(unlimited: grpc.Channel) -> None:
+def test_a_hundred_streams_with_messages_in_flight(channel: grpc.Channel) -> None:
     """All are open at once: none gets its first answer before the last has asked."""
     open_streams = threading.Barrier(STREAMS, timeout=30)
 
@@ -226,7 +207,7 @@ def test_a_hundred_streams_with_messages_in_flight(unlimited: grpc.Channel) -> N
             for i in range(10):
                 yield b"%d/%d" % (number, i) + bytes(2000)
 
-        call = unlimited.stream_stream("/test.Greeter/Chat")(words(), timeout=40)
+        call = channel.stream_stream("/test.Greeter/Chat")(words(), timeout=40)
         try:
             first = next(call)
         except grpc.RpcError:
