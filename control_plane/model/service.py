@@ -233,9 +233,9 @@ class Workload:
     terminating: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class WorkloadPort:
-    """One application port of one workload: a destination by address, and what its sidecar listens for."""
+class WorkloadPort(NamedTuple):
+    """One application port of one workload: a destination by address, and what its sidecar listens for.
+    A tuple, because all of them are made anew for every state of the mesh."""
 
     address: str
     port: int

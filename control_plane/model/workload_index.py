@@ -102,7 +102,7 @@ def _add_pod(found: defaultdict[str, _Ports], workload: Workload) -> None:
     for address in workload.addresses[1:]:
         for number, port in found[address].items():
             if number not in known:
-                known[number] = replace(port, address=workload.addresses[0])
+                known[number] = port._replace(address=workload.addresses[0])
     for spec in workload.ports:
         if spec.port not in known and _has_room(spec.port, known, workload):
             known[spec.port] = _of_pod(spec, workload)
@@ -110,7 +110,7 @@ def _add_pod(found: defaultdict[str, _Ports], workload: Workload) -> None:
         ports = found[address]
         for number, port in known.items():
             if number not in ports:
-                ports[number] = replace(port, address=address)
+                ports[number] = port._replace(address=address)
 
 
 def _has_room(port: int, known: _Ports, workload: Workload) -> bool:

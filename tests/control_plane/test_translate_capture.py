@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,10 +28,10 @@ CAPTURED = WorkloadSettings(captured=True)
 PORT = WorkloadPort(
     "10.1.0.1", 8080, AppProtocol.HTTP, "shop", "users", declared=True, hostname="users-1", settings=CAPTURED
 )
-UNDECLARED = replace(PORT, declared=False)
-OPAQUE = replace(PORT, protocol=AppProtocol.TCP)
-OWN_TLS = replace(OPAQUE, tls=True)
-STRICT = replace(PORT, settings=WorkloadSettings(captured=True, strict=True))
+UNDECLARED = PORT._replace(declared=False)
+OPAQUE = PORT._replace(protocol=AppProtocol.TCP)
+OWN_TLS = OPAQUE._replace(tls=True)
+STRICT = PORT._replace(settings=WorkloadSettings(captured=True, strict=True))
 NAME = "10.1.0.1:8080"
 
 
@@ -63,7 +62,7 @@ def test_a_captured_port_has_a_listener_in_the_applications_place_that_binds_not
 
 
 def test_a_port_that_is_not_captured_is_as_it_was() -> None:
-    found = listener(replace(PORT, settings=WorkloadSettings()))
+    found = listener(PORT._replace(settings=WorkloadSettings()))
     assert found.address.socket_address.port_value == 18080
     for name in ("bind_to_port", "default_filter_chain", "listener_filters_timeout", "metadata"):
         assert not found.HasField(name)
@@ -83,14 +82,14 @@ def test_mesh_peers_are_told_by_tls_with_our_alpn_and_prove_who_they_are(port: W
     context = DownstreamTlsContext()
     assert chain.transport_socket.typed_config.Unpack(context)
     assert context.require_client_certificate.value
-    uncaptured = listener(replace(port, settings=WorkloadSettings())).filter_chains[0]
+    uncaptured = listener(port._replace(settings=WorkloadSettings())).filter_chains[0]
     assert chain.filters == uncaptured.filters
     assert chain.transport_socket == uncaptured.transport_socket
 
 
 def test_http_in_plain_text_is_detected_and_carries_no_identity_and_no_tunnels() -> None:
     for protocol in (AppProtocol.HTTP, AppProtocol.HTTP2):
-        found = listener(replace(PORT, protocol=protocol))
+        found = listener(PORT._replace(protocol=protocol))
         assert not found.default_filter_chain.HasField("transport_socket")
         manager = manager_of(found.default_filter_chain)
         assert manager.codec_type == HttpConnectionManager.AUTO
@@ -125,7 +124,7 @@ def test_other_plain_text_goes_to_the_application_byte_by_byte_after_a_short_sil
 
 @pytest.mark.parametrize("port", [PORT, UNDECLARED, OPAQUE])
 def test_a_strict_workload_has_no_chain_for_plain_text(port: WorkloadPort) -> None:
-    found = listener(replace(port, settings=STRICT.settings))
+    found = listener(port._replace(settings=STRICT.settings))
     assert not found.HasField("default_filter_chain")
     assert not found.continue_on_listener_filters_timeout
 
@@ -137,8 +136,8 @@ def test_overload_protection_is_for_plain_text_too() -> None:
 
 @pytest.mark.parametrize("settings", [CAPTURED, WorkloadSettings()], ids=["captured", "not captured"])
 def test_the_listeners_of_a_workload_that_leaves_say_so(settings: WorkloadSettings) -> None:
-    staying = replace(PORT, settings=settings)
-    found = listener(replace(staying, terminating=True))
+    staying = PORT._replace(settings=settings)
+    found = listener(staying._replace(terminating=True))
     assert MessageToDict(found.metadata) == {"filterMetadata": {"mesh.pilotfish.dev": {"draining": True}}}
     found.ClearField("metadata")
     assert found == listener(staying)
@@ -148,11 +147,11 @@ def test_the_listeners_of_a_workload_that_leaves_say_so(settings: WorkloadSettin
 def test_a_captured_application_is_called_from_an_address_that_is_not_captured(
     address: str, source: str
 ) -> None:
-    cluster = inbound_cluster(replace(PORT, address=address))
+    cluster = inbound_cluster(PORT._replace(address=address))
     bind = cluster.upstream_bind_config.source_address
     assert (bind.address, bind.port_value) == (source, 0)
     assert bind.WhichOneof("port_specifier") == "port_value"
-    plain = inbound_cluster(replace(PORT, address=address, settings=WorkloadSettings()))
+    plain = inbound_cluster(PORT._replace(address=address, settings=WorkloadSettings()))
     cluster.ClearField("upstream_bind_config")
     assert cluster == plain
 
@@ -219,7 +218,7 @@ def test_a_grpc_client_gets_replicas_of_one_kind() -> None:
 
 
 def test_a_workload_is_one_endpoint_under_its_address_whatever_its_health() -> None:
-    for port in (PORT, replace(PORT, terminating=True)):
+    for port in (PORT, PORT._replace(terminating=True)):
         [locality] = workload_assignment(NAME, port, Dialect.PILOTFISH).endpoints
         [only] = locality.lb_endpoints
         assert only.endpoint.hostname == "users-1"
@@ -238,8 +237,8 @@ def test_a_workload_with_a_sidecar_is_trusted_by_its_account_and_never_ejected()
 @pytest.mark.parametrize(
     "port",
     [
-        replace(PORT, service_account=""),
-        replace(PORT, settings=WorkloadSettings(True, skip_inbound_ports=(8080,))),
+        PORT._replace(service_account=""),
+        PORT._replace(settings=WorkloadSettings(True, skip_inbound_ports=(8080,))),
     ],
     ids=["no sidecar", "skipped port"],
 )
