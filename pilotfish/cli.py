@@ -104,6 +104,7 @@ def sidecar(arguments: Sequence[str]) -> int:
             given.log_level,
             given.buffer_limit,
             given.header_limit,
+            os.environ if given.from_environment else {},
         )
     )
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from ipaddress import ip_address
 
-from sidecar.admin_pages import AdminPages, AdminResponse, AdminSources
+from sidecar.admin_pages import TEXT, AdminPages, AdminResponse, AdminSources
 from sidecar.net.connection import Connection
 from sidecar.net.sockets import Address, bind_listener
 from sidecar.protocol.events import ErrorCode, Field, RequestHead, Reset, ResponseHead, Stream
 from sidecar.protocol.h1 import H1Options, H1ServerCodec
+from sidecar.runtime.tasks import spawn
 
 __all__ = ["AdminServer", "AdminSources"]
 
@@ -27,13 +28,21 @@ IDLE_TIMEOUT = 60.0
 MAX_CONNECTIONS = 64
 """Past it the oldest connection is closed, so that clients that stay cannot lock others out."""
 _PIECE = 65536
+PROBE_PREFIX = "/app-health/"
+"""Below it are the probes of the pod's applications."""
+
+AnswerProbe = Callable[[str], Awaitable[tuple[int, str]]]
+"""Status and text for the path of a probe."""
 
 
 class AdminServer:
-    """Answers on one address from `sources`."""
+    """Answers on one address from `sources`, and `probe` for those who ask how the applications are."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sources: AdminSources) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, sources: AdminSources, probe: AnswerProbe | None = None
+    ) -> None:
         self._loop = loop
+        self._probe = probe
         self._pages = AdminPages(sources)
         self._server: asyncio.Server | None = None
         self._connections: dict[_AdminConnection, None] = {}
@@ -70,7 +79,7 @@ class AdminServer:
     def on_secured(self, conn: Connection) -> None:
         if len(self._connections) >= MAX_CONNECTIONS:
             next(iter(self._connections)).driver.abort("too many connections")
-        connection = _AdminConnection(self._loop, conn, self._pages, self._connections.pop)
+        connection = _AdminConnection(self._loop, conn, self._pages, self._probe, self._connections.pop)
         self._connections[connection] = None
         conn.set_codec(connection.codec)
 
@@ -92,6 +101,7 @@ class _AdminConnection:
         loop: asyncio.AbstractEventLoop,
         driver: Connection,
         pages: AdminPages,
+        probe: AnswerProbe | None,
         on_closed: Callable[[_AdminConnection, None], object],
     ) -> None:
         self.driver = driver
@@ -99,6 +109,7 @@ class _AdminConnection:
         self.last_used = loop.time()
         self._loop = loop
         self._pages = pages
+        self._probe = probe
         self._on_closed = on_closed
 
     def leave(self) -> None:
@@ -108,9 +119,14 @@ class _AdminConnection:
     def on_request(self, stream: Stream, head: RequestHead, end_stream: bool) -> None:
         self.last_used = self._loop.time()
         method = head.method.decode("latin-1")
+        path = head.path.decode("latin-1")
+        if self._probe is not None and method == "GET" and path.startswith(PROBE_PREFIX):
+            answer = _Answer(self._loop, stream)
+            spawn(_answer_probe(answer, self._probe(path)), f"probe {path}")
+            return
         origin = head.get(b"origin") is not None
-        response = self._pages.respond(method, head.path.decode("latin-1"), origin, self._foreign())
-        _Answer(self._loop, stream, response).start(head_only=method == "HEAD")
+        response = self._pages.respond(method, path, origin, self._foreign())
+        _Answer(self._loop, stream).start(response, head_only=method == "HEAD")
 
     def _foreign(self) -> bool:
         """Whether the client is elsewhere: who is here comes from loopback or from the address it calls."""
@@ -133,20 +149,29 @@ class _AdminConnection:
         return f"<_AdminConnection {self.codec!r}>"
 
 
+async def _answer_probe(answer: _Answer, asked: Awaitable[tuple[int, str]]) -> None:
+    status, text = await asked
+    answer.start(AdminResponse(status, TEXT, f"{text}\n".encode()), head_only=False)
+
+
 class _Answer:
     """Sends one response; stream handler of the request. Long ones go in pieces, the next only when the
     client has taken the last."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, stream: Stream, response: AdminResponse) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, stream: Stream) -> None:
         self._loop = loop
         self._stream = stream
-        self._response = response
+        self._body: Iterator[str] = iter(())
+        self._status = 0
         self._unsent = 0
         self._over = False
         stream.handler = self
 
-    def start(self, head_only: bool) -> None:
-        response = self._response
+    def start(self, response: AdminResponse, head_only: bool) -> None:
+        """Once. Nobody hears it when the client has gone."""
+        if self._over:
+            return
+        self._status = response.status
         fields: list[Field] = [
             (b"content-type", response.content_type.encode()),
             (b"cache-control", b"no-store"),
@@ -161,6 +186,7 @@ class _Answer:
         if isinstance(response.body, bytes):
             self._stream.send_data(response.body, True)
         else:
+            self._body = response.body
             self._send_pieces()
 
     def _send_pieces(self) -> None:
@@ -178,9 +204,8 @@ class _Answer:
             self._loop.call_soon(self._send_pieces)
 
     def _next_piece(self) -> bytes:
-        assert not isinstance(self._response.body, bytes)
         pieces, size = [], 0
-        for text in self._response.body:
+        for text in self._body:
             pieces.append(text)
             size += len(text)
             if size >= _PIECE:
@@ -211,4 +236,4 @@ class _Answer:
         """Client side only."""
 
     def __repr__(self) -> str:
-        return f"<_Answer {self._response.status} unsent={self._unsent} over={self._over}>"
+        return f"<_Answer {self._status} unsent={self._unsent} over={self._over}>"

@@ -11,20 +11,25 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from random import Random
 
 import uvloop
 
-from sidecar.admin import AdminServer
+from mesh_api.names import INBOUND_SOURCE
+from sidecar.admin import AdminServer, AnswerProbe
 from sidecar.admin_pages import AdminSources
 from sidecar.config.dependency_manager import DependencyManager
 from sidecar.config.resources import Bootstrap, ClusterConfig, Http2Options, ListenerConfig, SocketAddress
+from sidecar.exit_watch import watch
 from sidecar.http.buffer_budget import BufferBudget
 from sidecar.identity.ca_client import CaClient
 from sidecar.identity.certificate_provider import CertificateProvider
 from sidecar.identity.tls_contexts import TlsConfigError, TlsContexts
 from sidecar.net.connection import connect
 from sidecar.net.grpc_client import GrpcChannel
+from sidecar.pod import Pod
+from sidecar.probes import AppProbes
 from sidecar.protocol.events import Codec, ConnectionHandler
 from sidecar.protocol.h1 import H1ClientCodec, H1Options
 from sidecar.protocol.h2 import H2Codec
@@ -45,6 +50,9 @@ from sidecar.xds.sotw import SotwVariant
 
 logger = logging.getLogger(__name__)
 
+WAITING = "waiting for "
+LEAST_DRAIN = 2.0
+"""Seconds for what is in flight when draining was announced so long ago that its deadline has passed."""
 FLUSH_DEADLINE = 2.0
 """Seconds that the last spans may take to leave."""
 
@@ -54,11 +62,16 @@ class StartError(Exception):
 
 
 def run(
-    bootstrap: Bootstrap, http2_engine: str, drain_deadline: float, buffer_limit: int, header_limit: int
+    bootstrap: Bootstrap,
+    http2_engine: str,
+    drain_deadline: float,
+    buffer_limit: int,
+    header_limit: int,
+    pod: Pod,
 ) -> int:
-    """Runs until SIGTERM or SIGINT has been obeyed; returns the exit status."""
+    """Runs until SIGTERM or SIGINT has been obeyed, or `pod` has completed; returns the exit status."""
     try:
-        uvloop.run(_serve(bootstrap, http2_engine, drain_deadline, buffer_limit, header_limit))
+        uvloop.run(_serve(bootstrap, http2_engine, drain_deadline, buffer_limit, header_limit, pod))
     except (StartError, TlsConfigError) as error:
         logger.error("cannot start: %s", error)
         return 1
@@ -66,13 +79,20 @@ def run(
 
 
 async def _serve(
-    bootstrap: Bootstrap, http2_engine: str, drain_deadline: float, buffer_limit: int, header_limit: int
+    bootstrap: Bootstrap,
+    http2_engine: str,
+    drain_deadline: float,
+    buffer_limit: int,
+    header_limit: int,
+    pod: Pod,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    sidecar = Sidecar(bootstrap, http2_engine, buffer_limit, header_limit, stop.set)
+    sidecar = Sidecar(bootstrap, http2_engine, buffer_limit, header_limit, stop.set, pod)
+    if pod.applications:
+        spawn(watch(pod), "exit watch").add_done_callback(lambda _: stop.set())
     stopping = spawn(stop.wait(), "stop")
     starting = spawn(_started(sidecar), "start")
     try:
@@ -108,10 +128,13 @@ class Sidecar:
         buffer_limit: int,
         header_limit: int,
         quit: Callable[[], None],
+        pod: Pod,
     ) -> None:
         """`buffer_limit` and `header_limit` in bytes; `quit` ends the process as SIGTERM does."""
         self._bootstrap = bootstrap
         self._quit = quit
+        self._pod = pod
+        self._drain_began: float | None = None
         self._not_ready = "starting"
         loop = self._loop = asyncio.get_running_loop()
         random = self._random = Random()
@@ -165,7 +188,7 @@ class Sidecar:
         """Returns once traffic is taken. Raises StartError."""
         bootstrap = self._bootstrap
         if bootstrap.admin is not None:
-            self._admin = AdminServer(self._loop, self._admin_sources())
+            self._admin = AdminServer(self._loop, self._admin_sources(), self._answer_probe())
             try:
                 await self._admin.start(bootstrap.admin)
             except OSError as error:
@@ -173,7 +196,7 @@ class Sidecar:
         for path in bootstrap.without_effect:
             logger.info("%s: without effect", path)
         for name, provider in self._providers.items():
-            self._not_ready = f"waiting for the first certificate of provider {name}"
+            self._not_ready = f"{WAITING}the first certificate of provider {name}"
             provider.start()
             await provider.ready()
         self.dependencies.start()
@@ -185,7 +208,7 @@ class Sidecar:
         spawn(self._tick(), "tick")
         await self._apply_listeners(strict=True)
         spawn(self._follow_listeners(), "listeners")
-        self._not_ready = "waiting for discovery"
+        self._not_ready = f"{WAITING}discovery"
         while not self.dependencies.ready:  # noqa: ASYNC110 - once in a process' life
             await asyncio.sleep(0.02)
         self._not_ready = ""
@@ -202,6 +225,18 @@ class Sidecar:
         make_tls = (lambda: self.tls.client(tls)) if tls is not None else None
         return GrpcChannel(self._loop, _addresses(cluster), cluster_name, make_tls)
 
+    def _why_not_ready(self) -> str:
+        """With the last error of who is waited for, so that the reason is not only in the log."""
+        errors = [str(provider.last_error) for provider in self._providers.values() if not provider.version]
+        if self._xds is not None and not self.dependencies.ready:
+            errors.append(self._xds.last_error)
+        known = "; ".join(filter(None, errors))
+        return (
+            f"{self._not_ready}: {known}"
+            if known and self._not_ready.startswith(WAITING)
+            else self._not_ready
+        )
+
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(1.0)
@@ -210,7 +245,12 @@ class Sidecar:
     # --- listeners -------------------------------------------------------------------------------
 
     def _on_listeners(self, listeners: Mapping[str, ListenerConfig]) -> None:
-        self._discovered = listeners
+        if any(listener.draining for listener in listeners.values()):
+            self._announce_drain()
+        # Draining is the process' business: the listeners themselves stay as they are.
+        self._discovered = {
+            name: replace(each, draining=False) if each.draining else each for name, each in listeners.items()
+        }
         self._listeners_changed.set()
 
     async def _follow_listeners(self) -> None:
@@ -233,7 +273,7 @@ class Sidecar:
 
     def _admin_sources(self) -> AdminSources:
         return AdminSources(
-            ready=lambda: self._not_ready,
+            ready=self._why_not_ready,
             stats=self.metrics.snapshot,
             prometheus=self.metrics.prometheus_parts,
             config_dump=self._config_dump,
@@ -244,6 +284,13 @@ class Sidecar:
             quit=self._quit,
         )
 
+    def _answer_probe(self) -> AnswerProbe | None:
+        pod = self._pod
+        if not pod.probes:
+            return None
+        sources = INBOUND_SOURCE if pod.captured else ()
+        return AppProbes(self._loop, pod.probes, pod.address, sources, connect).answer
+
     def _config_dump(self) -> object:
         discovery = None
         if self._xds is not None:
@@ -253,13 +300,21 @@ class Sidecar:
     # --- the end ---------------------------------------------------------------------------------
 
     def _announce_drain(self) -> None:
+        """By `POST /drain` or because discovery says that the workload ends: whichever is first, once."""
+        if self._drain_began is not None:
+            return
+        self._drain_began = self._loop.time()
         self._not_ready = "draining"
+        logger.info("draining: clients are told to go elsewhere")
         self.listeners.announce()
 
     async def drain(self, deadline: float) -> None:
-        """Fail readiness, tell clients to go, wait for what is in flight up to `deadline` seconds."""
+        """Fail readiness, tell clients to go, wait for what is in flight up to `deadline` seconds, counted
+        from when draining was announced."""
         self._not_ready = "draining"
-        logger.info("draining, for at most %g s", deadline)
+        if self._drain_began is not None:
+            deadline = max(LEAST_DRAIN, deadline - (self._loop.time() - self._drain_began))
+        logger.info("draining, for at most %.1f s", deadline)
         left = await self.listeners.drain(deadline)
         logger.info("drained" if not left else f"drain deadline passed: {left} requests or sessions were cut")
 

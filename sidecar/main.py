@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -27,6 +28,8 @@ class Options:
     """MiB that all requests together may have buffered before new ones are turned away."""
     header_limit: int = 64
     """KiB of a header section, of requests and responses on every hop."""
+    pod_environment: Mapping[str, str] = field(default_factory=dict)
+    """The variables that the injector set, in a pod."""
 
 
 def run_sidecar(options: Options) -> int:
@@ -53,13 +56,20 @@ def run_sidecar(options: Options) -> int:
         print(f"{options.config}: OK")
         return 0
     from sidecar.app import run
+    from sidecar.pod import read_pod
 
+    try:
+        pod = read_pod(options.pod_environment)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CONFIG
     return run(
         bootstrap,
         options.http2_engine,
         options.drain_deadline,
         options.buffer_limit << 20,
         options.header_limit << 10,
+        pod,
     )
 
 

@@ -7,6 +7,7 @@ import enum
 import http.client
 import json
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import uvloop
 
 from sidecar import admin
-from sidecar.admin import AdminServer
+from sidecar.admin import AdminServer, AnswerProbe
 from sidecar.admin_pages import JSON, AdminPages, AdminSources, to_json
 from sidecar.config.resources import SocketAddress
 from sidecar.telemetry.metrics import Metrics
@@ -142,12 +143,12 @@ def test_what_has_no_json_form_is_an_error_that_names_its_type() -> None:
         to_json(object())
 
 
-def serve(sidecar: Sidecar, client: Callable[[int], Any]) -> Any:
+def serve(sidecar: Sidecar, client: Callable[[int], Any], probe: AnswerProbe | None = None) -> Any:
     """Run the server, and `client(port)` in a thread; returns what it returns."""
 
     async def main() -> Any:
         loop = asyncio.get_running_loop()
-        server = AdminServer(loop, sidecar.sources())
+        server = AdminServer(loop, sidecar.sources(), probe)
         await server.start(SocketAddress("127.0.0.1", 0))
         try:
             return await loop.run_in_executor(None, client, server.port)
@@ -269,3 +270,58 @@ def test_nonsense_gets_400_and_is_closed() -> None:
             return data
 
     assert serve(Sidecar(), client).startswith(b"HTTP/1.1 400 ")
+
+
+def test_probes_of_applications_are_answered_when_the_application_has_answered() -> None:
+    async def probe(path: str) -> tuple[int, str]:
+        await asyncio.sleep(0.01)
+        return (200, "it answered 204") if path.endswith("/readyz") else (503, "it answered 500")
+
+    def client(port: int) -> list[tuple[int, bytes]]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        answers = []
+        for path in ("/app-health/app/readyz", "/app-health/app/livez", "/live"):
+            connection.request("GET", path)
+            response = connection.getresponse()
+            answers.append((response.status, response.read()))
+        connection.close()
+        return answers
+
+    assert serve(Sidecar(), client, probe) == [
+        (200, b"it answered 204\n"),
+        (503, b"it answered 500\n"),
+        (200, b"live\n"),
+    ]
+
+
+def test_a_prober_that_leaves_early_stops_nobody() -> None:
+    asked = []
+
+    async def probe(path: str) -> tuple[int, str]:
+        asked.append(path)
+        await asyncio.sleep(0.1)
+        return 200, "late"
+
+    def client(port: int) -> int:
+        with socket.create_connection(("127.0.0.1", port)) as sock:
+            sock.sendall(b"GET /app-health/a/livez HTTP/1.1\r\nhost: a\r\n\r\n")
+        time.sleep(0.2)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", "/live")
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
+    assert serve(Sidecar(), client, probe) == 200
+    assert asked == ["/app-health/a/livez"]
+
+
+def test_without_probes_their_paths_are_not_known() -> None:
+    def client(port: int) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", "/app-health/app/livez")
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
+    assert serve(Sidecar(), client) == 404

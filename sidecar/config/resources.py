@@ -454,6 +454,8 @@ class ListenerConfig:
     api_listener: HttpConnectionManagerConfig | None = None
     inbound: bool = False
     """`traffic_direction: INBOUND`."""
+    draining: bool = False
+    """Metadata `mesh.pilotfish.dev` / `draining`: the workload is about to end."""
     default_filter_chain: FilterChainConfig | None = None
     """For connections that match none of `filter_chains`."""
     additional_addresses: tuple[SocketAddress, ...] = ()

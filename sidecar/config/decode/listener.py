@@ -8,6 +8,7 @@ from envoy.extensions.filters.listener.original_dst.v3 import original_dst_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 
+from mesh_api.names import GROUP
 from sidecar.config.decode.common import address
 from sidecar.config.decode.filter_chain_match import check_distinct, filter_chain_match
 from sidecar.config.decode.hcm import HCM_TYPE, http_connection_manager
@@ -29,8 +30,8 @@ _HTTP_INSPECTOR_TYPE: str = http_inspector_pb2.HttpInspector.DESCRIPTOR.full_nam
 _LISTENER = Fields(
     "name address additional_addresses filter_chains default_filter_chain traffic_direction api_listener "
     "listener_filters listener_filters_timeout continue_on_listener_filters_timeout bind_to_port "
-    "use_original_dst",
-    "stat_prefix metadata per_connection_buffer_limit_bytes drain_type "
+    "use_original_dst metadata",
+    "stat_prefix per_connection_buffer_limit_bytes drain_type "
     "tcp_fast_open_queue_length connection_balance_config reuse_port "
     "enable_reuse_port access_log tcp_backlog_size max_connections_to_accept_per_socket_event "
     "ignore_global_conn_limit bypass_overload_manager",
@@ -80,6 +81,7 @@ def listener(view: View) -> ListenerConfig:
         address=bound,
         filter_chains=chains,
         inbound=inbound,
+        draining=_draining(view),
         default_filter_chain=default,
         additional_addresses=more,
         bind_to_port=view.flag("bind_to_port", True),
@@ -92,6 +94,14 @@ def listener(view: View) -> ListenerConfig:
         listener_filters_timeout=view.seconds("listener_filters_timeout", 15.0),
         continue_on_timeout=view.flag("continue_on_listener_filters_timeout"),
     )
+
+
+def _draining(view: View) -> bool:
+    metadata = view.message.metadata.filter_metadata
+    known = GROUP in metadata and "draining" in metadata[GROUP]
+    if view.has("metadata") and not known:
+        view.without_effect("metadata")
+    return known and metadata[GROUP]["draining"] is True
 
 
 def _filter_chains(view: View) -> tuple[FilterChainConfig, ...]:
