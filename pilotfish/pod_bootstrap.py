@@ -19,8 +19,16 @@ class PodError(Exception):
     """A variable is missing or cannot be; the text says which."""
 
 
-def pod_workload(environment: Mapping[str, str]) -> Workload:
-    """The workload that the variables describe. Raises PodError."""
+def has_ipv6(addresses: Path = Path("/proc/net/if_inet6")) -> bool:
+    """Whether the pod's network has IPv6: its loopback has `::1`, and so the init container sets rules."""
+    try:
+        return any(int(line.split()[0], 16) == 1 for line in addresses.read_text().splitlines())
+    except FileNotFoundError:
+        return False
+
+
+def pod_workload(environment: Mapping[str, str], ipv6: bool = False) -> Workload:
+    """The workload that the variables describe, in a network with or without IPv6. Raises PodError."""
     needed = ("POD_NAME", "POD_NAMESPACE", "POD_IP", "POD_SERVICE_ACCOUNT")
     mesh = ("PILOTFISH_CONTROL_PLANE", "PILOTFISH_TOKEN_FILE", "PILOTFISH_ROOT_PEM")
     missing = [name for name in (*needed, *mesh) if not environment.get(name)]
@@ -31,6 +39,9 @@ def pod_workload(environment: Mapping[str, str]) -> Workload:
         trace_sampling = float(sampling)
     except ValueError:
         raise PodError(f"PILOTFISH_TRACE_SAMPLING is {sampling!r}; it takes a percentage") from None
+    inbound = environment.get("PILOTFISH_INBOUND", "permissive")
+    if inbound not in ("strict", "permissive"):
+        raise PodError(f"PILOTFISH_INBOUND is {inbound!r}; it takes strict or permissive")
     for name in ("PILOTFISH_CONTROL_PLANE", "PILOTFISH_OTLP"):
         value = environment.get(name)
         if value and not value.rpartition(":")[2].isdecimal():
@@ -46,6 +57,9 @@ def pod_workload(environment: Mapping[str, str]) -> Workload:
         trust_domain=environment.get("PILOTFISH_TRUST_DOMAIN", "cluster.local"),
         # Whoever reaches this port sends with the pod's identity.
         outbound_address=LOOPBACK,
+        captured=environment.get("PILOTFISH_CAPTURE") == "true",
+        strict=inbound == "strict",
+        ipv6=ipv6,
         otlp=environment.get("PILOTFISH_OTLP", ""),
         trace_sampling=trace_sampling,
     )
@@ -53,7 +67,7 @@ def pod_workload(environment: Mapping[str, str]) -> Workload:
 
 def bootstrap_file(environment: Mapping[str, str]) -> Path:
     """A file in memory with the bootstrap, there as long as this process. Raises PodError."""
-    text = json.dumps(bootstrap(pod_workload(environment))).encode()
+    text = json.dumps(bootstrap(pod_workload(environment, has_ipv6()))).encode()
     descriptor = os.memfd_create("bootstrap.json")
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(text)

@@ -8,10 +8,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mesh_api.names import ADMIN_PORT, CA_PROVIDER_TYPE, CERTIFICATE_PROVIDER, OUTBOUND_PORT, XDS_PORT
+from mesh_api.names import (
+    ADMIN_PORT,
+    CA_PROVIDER_TYPE,
+    CERTIFICATE_PROVIDER,
+    INBOUND_PORT,
+    INBOUND_SOURCE,
+    OUTBOUND_PORT,
+    XDS_PORT,
+)
 
 CONTROL_PLANE = "control-plane"
 OTLP = "otlp"
+APPLICATION = "inbound-passthrough"
+"""Cluster of a captured workload: its own ports that discovery does not know."""
+_ORIGINAL_DST = {
+    "name": "envoy.filters.listener.original_dst",
+    "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst"
+    },
+}
 _HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 
 
@@ -40,6 +56,12 @@ class Workload:
     """The same as text; counts where there is no file."""
     outbound_address: str = ""
     """Where the outbound port is bound instead of `address`."""
+    captured: bool = False
+    """Rules redirect the workload's connections to the sidecar (`pilotfish capture`)."""
+    strict: bool = False
+    """A captured workload takes connections of the mesh alone."""
+    ipv6: bool = False
+    """Connections over IPv6 are captured too."""
     control_plane: str = f"127.0.0.1:{XDS_PORT}"
     trust_domain: str = "cluster.local"
     admin_port: int = ADMIN_PORT
@@ -56,6 +78,10 @@ def bootstrap(workload: Workload) -> dict[str, Any]:
     """The bootstrap as a tree of protobuf's JSON form."""
     listeners = [_outbound(workload), *(_tcp(workload, upstream) for upstream in workload.upstreams)]
     clusters = [_control_plane(workload)]
+    if workload.captured:
+        listeners.append(_captured_inbound(workload))
+        if not workload.strict:
+            clusters.append(_application(workload))
     if workload.otlp:
         clusters.append(_plain_cluster(OTLP, workload.otlp))
     return {
@@ -130,13 +156,57 @@ def _outbound(workload: Workload) -> dict[str, Any]:
         ]
     if workload.otlp:
         manager["tracing"] = _tracing(workload)
-    return {
+    host = workload.outbound_address or workload.address
+    listener: dict[str, Any] = {
         "name": "outbound",
         "traffic_direction": "OUTBOUND",
-        "address": _address(workload.outbound_address or workload.address, workload.outbound_port),
+        "address": _address(host, workload.outbound_port),
         "filter_chains": [
             {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
         ],
+    }
+    if workload.captured:
+        listener["listener_filters"] = [_ORIGINAL_DST]
+        if workload.ipv6 and ":" not in host:
+            listener["additional_addresses"] = [{"address": _address("::1", workload.outbound_port)}]
+    return listener
+
+
+def _captured_inbound(workload: Workload) -> dict[str, Any]:
+    """Where all connections to the workload arrive; those to ports that discovery knows go on to the
+    listeners that come from there."""
+    listener: dict[str, Any] = {
+        "name": "inbound",
+        "traffic_direction": "INBOUND",
+        "address": _address("0.0.0.0", INBOUND_PORT),
+        "use_original_dst": True,
+        "listener_filters": [_ORIGINAL_DST],
+    }
+    if workload.ipv6:
+        listener["additional_addresses"] = [{"address": _address("::", INBOUND_PORT)}]
+    if not workload.strict:
+        proxy = {
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+            "stat_prefix": APPLICATION,
+            "cluster": APPLICATION,
+            "idle_timeout": "0s",
+        }
+        filters = [{"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy}]
+        listener["filter_chains"] = [{"filters": filters}]
+    return listener
+
+
+def _application(workload: Workload) -> dict[str, Any]:
+    source, source6 = (_address(host, 0)["socket_address"] for host in INBOUND_SOURCE)
+    bind: dict[str, Any] = {"source_address": source}
+    if workload.ipv6:
+        bind["extra_source_addresses"] = [{"address": source6}]
+    return {
+        "name": APPLICATION,
+        "type": "ORIGINAL_DST",
+        "lb_policy": "CLUSTER_PROVIDED",
+        "connect_timeout": "2s",
+        "upstream_bind_config": bind,
     }
 
 

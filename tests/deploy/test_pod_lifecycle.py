@@ -18,8 +18,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from control_plane.injector.patch import inject
 from control_plane.injector.sidecar_container import InjectionSettings
 from pilotfish.drain import drain, run_drain, run_wait, wait_ready
-from pilotfish.pod_bootstrap import PodError, bootstrap_file, pod_workload
-from sidecar.bootstrap import load_bootstrap
+from pilotfish.pod_bootstrap import PodError, bootstrap_file, has_ipv6, pod_workload
+from pilotfish.workload_bootstrap import bootstrap
+from sidecar.bootstrap import load_bootstrap, parse_bootstrap
+from sidecar.config.resources import Bootstrap, Discovery, SocketAddress, TcpProxyConfig
 from tests.support.certs import make_ca
 
 ROOT_PEM = make_ca("root").certificate.public_bytes(Encoding.PEM).decode()
@@ -45,6 +47,73 @@ def test_the_sidecar_understands_what_the_injector_wrote() -> None:
     assert (outbound.address.host, outbound.address.port) == ("127.0.0.1", 15001)
     assert bootstrap.admin is not None
     assert (bootstrap.admin.host, bootstrap.admin.port) == ("10.1.2.3", 15000)
+
+
+def captured(inbound: str, ipv6: bool) -> Bootstrap:
+    """As the sidecar of a captured pod understands its variables."""
+    variables = environment() | {"PILOTFISH_CAPTURE": "true", "PILOTFISH_INBOUND": inbound}
+    return parse_bootstrap(json.dumps(bootstrap(pod_workload(variables, ipv6))))
+
+
+def test_a_captured_sidecar_takes_redirected_connections_in_both_directions() -> None:
+    understood = captured("permissive", ipv6=False)
+    assert understood.without_effect == ()
+    outbound, inbound = understood.listeners
+    assert outbound.address == SocketAddress("127.0.0.1", 15001)
+    assert (outbound.original_dst, outbound.hand_off, outbound.additional_addresses) == (True, False, ())
+    assert inbound.address == SocketAddress("0.0.0.0", 15006)
+    assert (inbound.inbound, inbound.original_dst, inbound.hand_off) == (True, True, True)
+    assert inbound.additional_addresses == ()
+    application = next(c for c in understood.clusters if c.discovery is Discovery.ORIGINAL_DST)
+    assert application.source_addresses == ("127.0.0.6",)
+    [chain] = inbound.filter_chains
+    assert isinstance(chain.network, TcpProxyConfig)
+    assert [each.name for each in chain.network.clusters] == [application.name]
+
+
+def test_a_captured_sidecar_takes_ipv6_too_where_it_is() -> None:
+    understood = captured("permissive", ipv6=True)
+    outbound, inbound = understood.listeners
+    assert outbound.additional_addresses == (SocketAddress("::1", 15001),)
+    assert inbound.additional_addresses == (SocketAddress("::", 15006),)
+    application = next(c for c in understood.clusters if c.discovery is Discovery.ORIGINAL_DST)
+    assert application.source_addresses == ("127.0.0.6", "::6")
+
+
+def test_a_strict_sidecar_hands_nothing_on_that_discovery_does_not_know() -> None:
+    understood = captured("strict", ipv6=True)
+    assert understood.listeners[1].filter_chains == ()
+    assert all(cluster.discovery is not Discovery.ORIGINAL_DST for cluster in understood.clusters)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("00000000000000000000000000000001 01 80 10 80       lo\n", True),
+        ("fe800000000000000000000000000001 02 40 20 80     eth0\n", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_ipv6_is_there_when_loopback_has_it(tmp_path: Path, text: str | None, expected: bool) -> None:
+    if text is not None:
+        (tmp_path / "if_inet6").write_text(text)
+    assert has_ipv6(tmp_path / "if_inet6") is expected
+
+
+def test_the_init_container_understands_its_arguments() -> None:
+    knobs = {
+        "skip-inbound-ports": "9090,9091",
+        "skip-outbound-ports": "25",
+        "exclude-outbound-cidrs": "10.0.0.0/8,fd00::/8",
+    }
+    metadata = {"annotations": {f"mesh.pilotfish.dev/{knob}": value for knob, value in knobs.items()}}
+    settings = InjectionSettings(image="x", init_image="y")
+    [init, _] = inject(metadata, {"containers": [{"name": "app"}]}, settings).spec["initContainers"]
+    command = [sys.executable, "-m", "pilotfish", *init["args"], "--no-such-option"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    # Everything else was understood.
+    assert "unrecognized arguments: --no-such-option" in result.stderr
 
 
 @pytest.mark.parametrize("name", [*FIELDS, "PILOTFISH_ROOT_PEM", "PILOTFISH_CONTROL_PLANE"])
