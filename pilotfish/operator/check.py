@@ -96,7 +96,8 @@ def look(world: World, sections: dict[str, tuple[Look, ...]]) -> list[Finding]:
     for section, looks in sections.items():
         for one in looks:
             try:
-                findings += [Finding(section, fact) for fact in one(world)]
+                for fact in one(world):
+                    findings.append(Finding(section, fact))
             except OperatorError as error:
                 if error.text not in unreadable:
                     findings.append(Finding(section, _unreadable(error)))
@@ -107,4 +108,6 @@ def look(world: World, sections: dict[str, tuple[Look, ...]]) -> list[Finding]:
 
 
 def _unreadable(error: OperatorError) -> Fact:
-    return failed("readable", error.text, error.hint, "docs/operations.md#rights")
+    denied = isinstance(error, ApiError) and error.status in (401, 403)
+    page = "docs/operations.md#rights" if denied else "docs/troubleshooting.md#the-control-plane-is-not-ready"
+    return failed("readable", error.text, error.hint, page)

@@ -70,7 +70,7 @@ def replicas_in(api: Api, namespace: str) -> list[Replica]:
     if not pods:
         raise OperatorError(
             f"no control plane runs in namespace {namespace}",
-            "pilotfish check says what is missing; if it is elsewhere, use --system-namespace",
+            f"kubectl -n {namespace} get pods; if it is elsewhere, use --system-namespace",
         )
     return [_asked(api, namespace, str(pod["metadata"]["name"])) for pod in pods]
 

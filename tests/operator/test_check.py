@@ -153,6 +153,20 @@ def test_a_right_that_is_missing_is_named_once_with_the_command_that_gives_it(
     in_cluster(tmp_path, scenario)
 
 
+def test_without_a_control_plane_everything_else_is_still_said(tmp_path: Path, capsys: Output) -> None:
+    async def scenario(api: KubeApi, kubeconfig: str) -> None:
+        for name in ("cp-a", "cp-b"):
+            api.delete("Pod", name, SYSTEM)
+        assert await run("check", "-o", "json", "--kubeconfig", kubeconfig) == 1
+        facts = json.loads(capsys.readouterr().out)["facts"]
+        assert [fact["text"] for fact in facts if fact["state"] == "failed"] == [
+            f"no control plane runs in namespace {SYSTEM}"
+        ]
+        assert {"webhook", "webhook-works", "rules", "sidecars-ready", "routes"} <= {f["name"] for f in facts}
+
+    in_cluster(tmp_path, scenario)
+
+
 def test_an_api_server_that_is_away_is_the_only_line(tmp_path: Path, capsys: Output) -> None:
     async def scenario(api: KubeApi, kubeconfig: str) -> None:
         await api.down()

@@ -256,7 +256,7 @@ def test_no_control_plane_is_said(tmp_path: Path, capsys: Output) -> None:
         assert await run("status", kubeconfig, "--system-namespace", "elsewhere") == 1
         assert capsys.readouterr().err.splitlines() == [
             "error: no control plane runs in namespace elsewhere",
-            "  pilotfish check says what is missing; if it is elsewhere, use --system-namespace",
+            "  kubectl -n elsewhere get pods; if it is elsewhere, use --system-namespace",
         ]
 
     in_cluster(tmp_path, scenario)
