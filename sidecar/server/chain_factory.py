@@ -69,7 +69,9 @@ class ChainFactory:
         return self._http(config, network)
 
     def _tcp(self, config: TcpProxyConfig, access_log: AccessLog | None) -> TcpProxy:
-        return TcpProxy(config, self._clusters, self._random, self._clock, self._now, access_log)
+        return TcpProxy(
+            config, self._clusters, self._random, self._clock, self._now, access_log, self._budget
+        )
 
     def _http(self, config: ListenerConfig, http: HttpConnectionManagerConfig) -> HttpChain:
         access_log = self._access_log(http.access_log_path) if http.access_log else None

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from random import Random
 
 from sidecar.config.resources import SocketAddress, TcpProxyConfig
+from sidecar.http.buffer_budget import BufferBudget
 from sidecar.http.context import Clock, ClusterSource
 from sidecar.net.connection import PeerInfo
 from sidecar.protocol.events import ErrorCode, Field, RequestHead, Reset, ResponseHead, Stream
@@ -30,8 +31,10 @@ class TcpProxy:
         clock: Clock,
         now: Callable[[], float],
         access_log: AccessLog | None,
+        budget: BufferBudget,
     ) -> None:
         self.config = config
+        self.budget = budget
         self.clusters = clusters
         self.now = now
         self._clock = clock
@@ -91,6 +94,8 @@ class TcpSession:
         self.failure = ""
         """Why the last try failed."""
         self.early: list[bytes] = []
+        self.held = 0
+        """Bytes that one side has sent and the other has not accepted, as the process' budget counts them."""
         self.request_ended = False
         self.response_ended = False
         self.done = False
@@ -117,8 +122,17 @@ class TcpSession:
         redirected, which a cluster of type ORIGINAL_DST goes by."""
         self.cluster_name = cluster_name
         self.destination = destination
-        if not self.done:
+        budget = self.proxy.budget
+        if budget.exceeded:
+            self.fail("OM", budget.describe())
+        elif not self.done:
             self.try_next()
+
+    def hold(self, n: int) -> None:
+        """`n` more bytes wait in one of the directions; fewer when negative."""
+        if not self.done:
+            self.held += n
+            self.proxy.budget.add(n)
 
     def try_next(self) -> None:
         """Try an endpoint that was not tried yet."""
@@ -153,8 +167,11 @@ class TcpSession:
             n = upstream.stream.send_data(data, end_stream)
             if n:
                 self.stream.consume(n)
+            if n != len(data):
+                self.hold(len(data) - n)
         else:
             self.early.append(data)
+            self.hold(len(data))
         if end_stream and self.response_ended:
             self.finish("", "")
 
@@ -162,6 +179,7 @@ class TcpSession:
         self.on_data(b"", True)
 
     def on_sent(self, n: int) -> None:
+        self.hold(-n)
         if self.upstream is not None and self.upstream.stream is not None:
             self.upstream.stream.consume(n)
 
@@ -185,6 +203,7 @@ class TcpSession:
         for i, data in enumerate(self.early):
             n = stream.send_data(data, self.request_ended and i == last)
             if n:
+                self.hold(-n)
                 self.stream.consume(n)
         self.early = []
 
@@ -197,18 +216,21 @@ class TcpSession:
     def abandon(self) -> None:
         """The connection turned out to be another protocol's: nobody else is told, nothing is logged."""
         if not self.done:
-            self.done = True
-            self.proxy.sessions.discard(self)
+            self._end()
             if self.upstream is not None:
                 self.upstream.cancel()
                 self.upstream.release(failed=False)
+
+    def _end(self) -> None:
+        self.hold(-self.held)
+        self.done = True
+        self.proxy.sessions.discard(self)
 
     def finish(self, flag: str, text: str) -> None:
         """Both directions have ended, or the session was cut. Logged once."""
         if self.done:
             return
-        self.done = True
-        self.proxy.sessions.discard(self)
+        self._end()
         upstream = self.upstream
         if upstream is not None:
             upstream.release(failed=bool(flag) and flag != "DC")
@@ -302,6 +324,8 @@ class TcpUpstream:
         n = session.stream.send_data(data, end_stream)
         if n and stream is not None:
             stream.consume(n)
+        if n != len(data):
+            session.hold(len(data) - n)
         if end_stream:
             session.response_ended = True
             if session.request_ended:
@@ -311,6 +335,7 @@ class TcpUpstream:
         self.on_data(b"", True)
 
     def on_sent(self, n: int) -> None:
+        self.session.hold(-n)
         self.session.stream.consume(n)
 
     def on_reset(self, reset: Reset) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sidecar.config.resources import EndpointConfig, SocketAddress, TcpProxyConfig, WeightedCluster
+from sidecar.http.buffer_budget import BufferBudget
 from sidecar.net.peer import PeerInfo
 from sidecar.protocol.events import ErrorCode, Reset
 from sidecar.protocol.raw import RawCodec
@@ -58,7 +59,8 @@ class Rig:
         self.cluster = Cluster()
         clusters: Any = {"db": self.cluster}
         config = TcpProxyConfig("tcp", (WeightedCluster("db", 1),), idle_timeout=60.0)
-        self.proxy = TcpProxy(config, clusters, Random(1), self.clock, lambda: self.now, None)
+        self.budget = BufferBudget(100_000)
+        self.proxy = TcpProxy(config, clusters, Random(1), self.clock, lambda: self.now, None, self.budget)
         self.downstream = RawCodec(None)
         self.upstream = RawCodec(None)
         self.session: TcpSession = self.proxy.accept(self.downstream.stream, ("127.0.0.1", 1))
@@ -126,3 +128,39 @@ def test_the_look_for_idle_sessions_ends_with_the_last_session(rig: Rig) -> None
     rig.session.on_reset(Reset(ErrorCode.CANCEL, "gone"))
     rig.clock.advance(120)
     assert rig.clock.pending == 0
+
+
+def test_what_waits_in_either_direction_is_in_the_process_budget(rig: Rig) -> None:
+    rig.downstream.receive(b"early")
+    assert rig.budget.held == 5
+    rig.establish()
+    assert rig.budget.held == 0
+    rig.upstream.pause_output()
+    rig.downstream.pause_output()
+    rig.downstream.receive(bytes(1000))
+    rig.upstream.receive(bytes(20_000))
+    assert rig.budget.held == 21_000
+    rig.downstream.resume_output()
+    assert rig.budget.held == 1000
+    rig.upstream.resume_output()
+    assert rig.budget.held == 0
+
+
+def test_a_session_that_is_cut_gives_back_what_it_held(rig: Rig) -> None:
+    rig.establish()
+    rig.upstream.pause_output()
+    rig.downstream.receive(bytes(1000))
+    rig.session.on_reset(Reset(ErrorCode.CANCEL, "gone"))
+    assert rig.budget.held == 0
+    rig.session.on_sent(10)
+    assert rig.budget.held == 0
+
+
+def test_no_session_is_begun_past_the_budget(rig: Rig) -> None:
+    rig.budget.add(100_001)
+    codec = RawCodec(None)
+    session = rig.proxy.accept(codec.stream, ("127.0.0.1", 2))
+    session.connect("db")
+    assert session.done
+    assert codec.should_close
+    assert not rig.session.done
