@@ -128,12 +128,15 @@ def test_every_dockerfile_copies_what_is_there(path: Path) -> None:
 
 @needs_kustomize
 @pytest.mark.parametrize("kustomization", [name for name in KUSTOMIZATIONS if name != "examples/shop"])
-def test_the_injector_is_told_the_image_that_the_setting_names(kustomization: str) -> None:
+def test_the_injector_is_told_the_images_that_the_setting_names(kustomization: str) -> None:
     deployment = one(build(kustomization), "Deployment", "pilotfish-control-plane")
     spec = deployment["spec"]["template"]["spec"]
     environment = {item["name"]: item.get("value") for item in spec["containers"][0]["env"]}
-    assert environment["SIDECAR_IMAGE"] == spec["initContainers"][0]["image"]
+    sidecar, init = spec["initContainers"]
+    assert environment["SIDECAR_IMAGE"] == sidecar["image"]
     assert environment["SIDECAR_IMAGE"].startswith("pilotfish-sidecar:")
+    assert environment["INIT_IMAGE"] == init["image"]
+    assert environment["INIT_IMAGE"].startswith("pilotfish-init:")
 
 
 @needs_kustomize
@@ -159,7 +162,7 @@ def test_every_pod_fits_the_restricted_standard(kustomization: str) -> None:
 def test_the_control_plane_understands_its_arguments(kustomization: str) -> None:
     deployment = one(build(kustomization), "Deployment", "pilotfish-control-plane")
     [container] = deployment["spec"]["template"]["spec"]["containers"]
-    values = {"POD_NAMESPACE": "pilotfish-system", "SIDECAR_IMAGE": "sidecar:1"}
+    values = {"POD_NAMESPACE": "pilotfish-system", "SIDECAR_IMAGE": "sidecar:1", "INIT_IMAGE": "init:1"}
     arguments = [
         re.sub(r"\$\((\w+)\)", lambda found: values[found[1]], text) for text in container["args"][1:]
     ]
@@ -170,6 +173,7 @@ def test_the_control_plane_understands_its_arguments(kustomization: str) -> None
     assert settings.status == f"0.0.0.0:{ports['status']}"
     assert settings.injector == f"0.0.0.0:{ports['webhook']}"
     assert (ports["xds"], ports["status"]) == (XDS_PORT, STATUS_PORT)
+    assert (settings.init_image, settings.capture) == ("init:1", True)
     # The name by which sidecars call is in the certificate.
     assert settings.sidecar_control_plane.rpartition(":")[0] in settings.server_names
     # Who is told to send spans has somewhere to send them.
