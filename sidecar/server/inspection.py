@@ -170,9 +170,7 @@ class Inspection:
                 listener.config.name,
                 conn.peer.remote_text,
                 SocketAddress(*conn.peer.local),
-                f"TLS with ALPN {', '.join(seen.application_protocols) or 'none'}"
-                if seen.transport_protocol == "tls"
-                else "plain text",
+                self._describe(seen),
             )
             conn.close("no filter chain matches")
             return
@@ -186,6 +184,11 @@ class Inspection:
         except TlsConfigError as error:
             logger.error("listener %s drops a connection: %s", listener.config.name, error)
             conn.abort(str(error))
+
+    def _describe(self, seen: Seen) -> str:
+        if seen.transport_protocol == "tls":
+            return f"TLS with ALPN {', '.join(seen.application_protocols) or 'none'}"
+        return "plain text" if self._listener.config.inspect_tls else "connections to it"
 
     def _finish(self, conn: Connection, chosen: FilterChain) -> None:
         dialled = self._dialled

@@ -12,7 +12,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, ResponseReceived, StreamEnded
 
-from mesh_api.names import ADMIN_PORT, INBOUND_PORT, INBOUND_SOURCE, OUTBOUND_PORT
+from mesh_api.names import ADMIN_PORT, INBOUND_SOURCE
 from pilotfish.workload_bootstrap import Workload
 from pilotfish.workload_bootstrap import bootstrap as workload_bootstrap
 from tests.support.certs import CertificateFiles
@@ -20,44 +20,21 @@ from tests.support.netns import Namespace
 from tests.support.sidecars import Tree, address, any_of, cluster, http_filter, route, tls
 
 SILENCE = "0.1s"
-PASSTHROUGH = "inbound passthrough"
-BIND = {
-    "source_address": {"address": INBOUND_SOURCE[0], "port_value": 0},
-    "extra_source_addresses": [{"address": {"address": INBOUND_SOURCE[1], "port_value": 0}}],
-}
 INSPECTOR = [
     {"name": "tls_inspector", "typed_config": any_of("filters.listener.tls_inspector.v3.TlsInspector")}
 ]
-ORIGINAL = [{"name": "original_dst", "typed_config": any_of("filters.listener.original_dst.v3.OriginalDst")}]
 
 
 def bootstrap(host: str, control_plane: str, token: str, root: str) -> Tree:
     """A captured workload without inbound listeners."""
     workload = Workload(
-        "web", "shop", "users", host, token, root, outbound_address="127.0.0.1", control_plane=control_plane
+        *("web", "shop", "users", host, token, root),
+        outbound_address="127.0.0.1",
+        control_plane=control_plane,
+        captured=True,
+        ipv6=True,
     )
-    tree = workload_bootstrap(workload)
-    [outbound] = tree["static_resources"]["listeners"]
-    outbound["listener_filters"] = ORIGINAL
-    outbound["additional_addresses"] = [{"address": address("::1", OUTBOUND_PORT)}]
-    capture: Tree = {
-        "name": "inbound",
-        "traffic_direction": "INBOUND",
-        "address": address("0.0.0.0", INBOUND_PORT),
-        "additional_addresses": [{"address": address("::", INBOUND_PORT)}],
-        "use_original_dst": True,
-        "filter_chains": [{"filters": [tcp_filter(PASSTHROUGH)]}],
-    }
-    tree["static_resources"]["listeners"].append(capture)
-    tree["static_resources"]["clusters"].append(
-        {
-            "name": PASSTHROUGH,
-            "type": "ORIGINAL_DST",
-            "lb_policy": "CLUSTER_PROVIDED",
-            "upstream_bind_config": BIND,
-        }
-    )
-    return tree
+    return workload_bootstrap(workload)
 
 
 def tcp_filter(to: str) -> Tree:
