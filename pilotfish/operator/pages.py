@@ -5,7 +5,7 @@ Pure: the JSON of a page in, rows out. Fields that a sidecar of another version 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +30,9 @@ def listener_rows(listeners: Iterable[Mapping[str, Any]]) -> Rows:
     return [
         (
             str(listener.get("name", "")),
-            _address(listener.get("address")),
+            _bound(listener),
             "inbound" if listener.get("inbound") else "outbound",
-            ", ".join(dict.fromkeys(_chain(chain) for chain in _chains(listener))),
+            ", ".join(dict.fromkeys(_chain(listener, chain) for chain in _chains(listener))),
         )
         for listener in sorted(listeners, key=lambda item: (not item.get("inbound"), str(item.get("name"))))
     ]
@@ -43,15 +43,23 @@ def _chains(listener: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [chain for chain in chains if chain]
 
 
-def _chain(chain: Mapping[str, Any]) -> str:
+def _bound(listener: Mapping[str, Any]) -> str:
+    """Where it listens, or which destination it is given connections for."""
+    more = listener.get("additional_addresses") or ()
+    text = ", ".join(map(_address, (listener.get("address"), *more)))
+    return text if listener.get("bind_to_port", True) else f"{text} (captured)"
+
+
+def _chain(listener: Mapping[str, Any], chain: Mapping[str, Any]) -> str:
     """What is spoken, by what it goes on, and whether the caller has to be of the mesh."""
     network = chain.get("network") or {}
     tls = chain.get("tls")
     spoken = "mTLS" if tls and tls.get("require_client_certificate") else "TLS" if tls else "plain"
     if "codec" not in network:
-        return f"{spoken} TCP to {network.get('cluster') or '?'}"
+        return f"{spoken} TCP to {_weighted(network.get('clusters') or [])}"
     if network.get("on_demand"):
-        return f"{spoken} HTTP by authority"
+        captured = ", captured by destination" if listener.get("original_dst") else ""
+        return f"{spoken} HTTP by authority{captured}"
     table = network.get("route_config") or {}
     return f"{spoken} HTTP by {network.get('rds_route_name') or table.get('name') or '?'}"
 
@@ -78,8 +86,7 @@ def _match(match: Mapping[str, Any]) -> str:
     marks = {"prefix": "*", "path": "", "path_separated_prefix": "/*"}
     parts = [f"{match[key]}{mark}" for key, mark in marks.items() if match.get(key) is not None]
     if match.get("regex") is not None:
-        regex = match["regex"]
-        parts.append(f"~{regex.get('value', regex) if isinstance(regex, dict) else regex}")
+        parts.append(f"~{match['regex']}")
     parts += ["CONNECT"] if match.get("connect") else []
     parts += ["gRPC"] if match.get("grpc") else []
     parts += [f"header {header.get('name')}" for header in match.get("headers") or ()]
@@ -92,8 +99,10 @@ def _action(route: Mapping[str, Any]) -> str:
         return "redirect"
     if route.get("direct_response"):
         return f"answer {route['direct_response'].get('status', '')}".strip()
-    action = route.get("action") or {}
-    clusters = action.get("clusters") or []
+    return _weighted((route.get("action") or {}).get("clusters") or [])
+
+
+def _weighted(clusters: Sequence[Mapping[str, Any]]) -> str:
     total = sum(cluster["weight"] for cluster in clusters)
     if len(clusters) == 1:
         return str(clusters[0]["name"])
