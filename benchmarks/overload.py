@@ -127,9 +127,8 @@ class Load:
         tasks: set[asyncio.Task[None]] = set()
         for i in range(int(rate * (warm_up + seconds))):
             due = begin + i / rate
-            delay = due - time.perf_counter()
-            if delay > 0:
-                await asyncio.sleep(delay)
+            # Late or not, requests that were begun get their turn.
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
             task = asyncio.get_running_loop().create_task(self._request(due >= measured_from))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
