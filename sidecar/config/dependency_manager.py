@@ -149,7 +149,11 @@ class DependencyManager:
         table = self._authorities.get(authority)
         if table is None:
             table = self._authorities[authority] = _Table(authority, True, self._now())
-            self._resolve()
+            if authority in self._held[LISTENER]:
+                self._resolve()
+            else:  # nothing can depend on it yet, and captured workloads call very many addresses
+                self._asked[LISTENER].add(authority)
+                self._discovery.subscribe(LISTENER, {authority})
         return self._wait(table, callback)
 
     def current_routes(self, name: str) -> Answer | None:
@@ -184,6 +188,7 @@ class DependencyManager:
         asked = self._asked[type_url]
         self._answered.add(type_url)
         known = held.keys() >= accepted.keys() | removed
+        nowhere = type_url == LISTENER and not accepted and all(self._never_known(name) for name in removed)
         held.update(accepted)
         for name in removed:
             if name in asked:
@@ -196,7 +201,15 @@ class DependencyManager:
                 if endpoints_name(config) in accepted or endpoints_name(config) in removed:
                     self._apply_endpoints(name, endpoints_name(config))
             return
+        if nowhere and removed:
+            for name in removed:
+                self._settle(self._authorities[name], self._wanted_answer(self._authorities[name]))
+            return
         self._resolve()
+
+    def _never_known(self, authority: str) -> bool:
+        """Somebody asks for it, and there never was an answer but that it does not exist."""
+        return authority in self._authorities and self._held[LISTENER].get(authority) is None
 
     def tick(self) -> None:
         """Drop authorities that were not used for long, and stop letting callers wait for what never came."""

@@ -157,6 +157,34 @@ def test_a_destination_that_does_not_exist_is_an_answer_until_it_does() -> None:
     assert world.target("a:80") == "a"
 
 
+def test_unknown_destinations_do_not_stir_what_is_in_use() -> None:
+    world = World()
+    world.complete()
+    world.log.clear()
+    answers: list[Answer] = []
+    world.manager.watch_authority("10.0.0.1:443", answers.append)
+    world.manager.watch_authority("10.0.0.2:443", answers.append)
+    assert world.subscribed[LISTENER] == {"a:80", "10.0.0.1:443", "10.0.0.2:443"}
+    world.send(LISTENER, removed=["10.0.0.1:443", "10.0.0.2:443"])
+    assert sorted(map(str, answers)) == [
+        "10.0.0.1:443: the control plane knows no such destination",
+        "10.0.0.2:443: the control plane knows no such destination",
+    ]
+    assert (world.log, world.target("a:80")) == ([], "a")
+    # Together with one that was known: that one is gone too.
+    world.manager.watch_authority("10.0.0.3:443", answers.append)
+    world.send(LISTENER, removed=["10.0.0.3:443", "a:80"])
+    assert world.manager.current("a:80") == "a:80: the control plane knows no such destination"
+
+
+def test_an_authority_of_which_a_socket_listener_has_the_name_gets_its_answer_at_once() -> None:
+    world = World(lds_over_ads=True)
+    world.send(LISTENER, socket_listener("10.0.0.1:80", TcpProxyConfig("", ())))
+    answers: list[Answer] = []
+    world.manager.watch_authority("10.0.0.1:80", answers.append)
+    assert answers == ["10.0.0.1:80: the Listener of that name is no API listener"]
+
+
 def test_a_missing_route_table_is_an_answer() -> None:
     world = World()
     answers: list[Answer] = []
