@@ -20,6 +20,7 @@ import pytest
 from envoy.service.discovery.v3 import discovery_pb2
 
 from control_plane.app import issue_token
+from control_plane.injector.webhook import WebhookCounts
 from control_plane.model.problem import Problem, Severity
 from control_plane.settings import parse_account, parse_arguments, parse_duration, split_address
 from control_plane.status import fingerprint
@@ -120,6 +121,18 @@ def test_the_metrics_count_streams_pushes_and_refusals(tmp_path: Path) -> None:
         assert values[f'{prefix}_nacks_total{{type="RDS"}}'] == "1"
         assert values[f'{prefix}_configuration_problems{{severity="error"}}'] == "0"
         stream.cancel()
+
+    run(scenario, tmp_path)
+
+
+def test_the_metrics_count_what_the_webhook_did(tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        assert "webhook" not in (await plane.get("/metrics"))[1]
+        plane.app.webhook_counts = lambda: WebhookCounts(injected=3, refused=1, seconds=0.5)
+        lines = (await plane.get("/metrics"))[1].splitlines()
+        assert 'pilotfish_control_plane_webhook_reviews_total{outcome="injected"} 3' in lines
+        assert 'pilotfish_control_plane_webhook_reviews_total{outcome="refused"} 1' in lines
+        assert "pilotfish_control_plane_webhook_seconds_total 0.5" in lines
 
     run(scenario, tmp_path)
 

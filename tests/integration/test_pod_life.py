@@ -1,4 +1,4 @@
-"""The life of a workload's sidecar around its control plane: it waits for it at first, and drains on its word."""
+"""A workload's sidecar and its control plane: it waits for it at first, and drains on its word."""
 
 from __future__ import annotations
 
