@@ -15,7 +15,6 @@ from sidecar.config.resources import (
     FilterChainConfig,
     HttpConnectionManagerConfig,
     ListenerConfig,
-    SocketAddress,
     TcpProxyConfig,
     TracingConfig,
 )
@@ -75,7 +74,7 @@ class ChainFactory:
 
     def _http(self, config: ListenerConfig, http: HttpConnectionManagerConfig) -> HttpChain:
         access_log = self._access_log(http.access_log_path) if http.access_log else None
-        routes = self._routes(http, config.address)
+        routes = self._routes(http, config)
         context = HttpContext(
             config=http,
             inbound=config.inbound,
@@ -99,9 +98,10 @@ class ChainFactory:
         stats = self._metrics.listener(config.name)
         return HttpChain(context, stats, self._make_h2, tunnel, capture)
 
-    def _routes(self, http: HttpConnectionManagerConfig, address: SocketAddress | None) -> RouteSource:
+    def _routes(self, http: HttpConnectionManagerConfig, config: ListenerConfig) -> RouteSource:
         if http.route_config is not None:
             return StaticRoutes(CompiledRoutes(http.route_config))
         if http.on_demand:
-            return OnDemandRoutes(self._dependencies, self._clusters, str(address))
+            own = {str(address) for address in (config.address, *config.additional_addresses)}
+            return OnDemandRoutes(self._dependencies, self._clusters, own)
         return RdsRoutes(http.rds_route_name, self._dependencies)

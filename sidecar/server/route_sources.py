@@ -6,7 +6,7 @@ Made by `snapshot.py`; asked by the router for every request.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from sidecar.config.dependency_manager import DependencyManager, UnknownDestination
 from sidecar.config.matcher import CompiledRoutes
@@ -67,8 +67,10 @@ class OnDemandRoutes:
     """One table for each authority, asked for when it is first met (Listener `host:port` over LDS). What
     discovery does not know is outside the mesh and is passed through to the address in the request."""
 
-    def __init__(self, dependencies: DependencyManager, clusters: ClusterManager, own: str = "") -> None:
-        """`own`: address of the listener, where nothing may be passed through to."""
+    def __init__(
+        self, dependencies: DependencyManager, clusters: ClusterManager, own: Collection[str] = ()
+    ) -> None:
+        """`own`: addresses of the listener, where nothing may be passed through to."""
         self._dependencies = dependencies
         self._clusters = clusters
         self._own = own
@@ -107,7 +109,7 @@ class OnDemandRoutes:
         return routes
 
     def _table(self, name: str, http2: bool) -> RouteConfiguration:
-        if name == self._own:
+        if name in self._own:
             return own_address_table(name)
         host, _, port = name.rpartition(":")
         return passthrough_table(self._clusters.passthrough(host.strip("[]"), int(port), http2).name)

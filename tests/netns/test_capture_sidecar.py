@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mesh_api.names import ADMIN_PORT, INBOUND_PORT, INBOUND_SOURCE, MESH_ALPN, SIDECAR_USER
+from mesh_api.names import ADMIN_PORT, INBOUND_PORT, INBOUND_SOURCE, MESH_ALPN, OUTBOUND_PORT, SIDECAR_USER
 from tests.support.captured_pod import (
     bootstrap,
     call,
@@ -242,6 +242,12 @@ def test_the_outbound_port_is_still_a_proxy(mesh: Mesh) -> None:
     assert text == f"http {FAR[4]} /p"
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "[::1]"])
+def test_requests_to_the_outbound_port_itself_do_not_go_round_in_circles(mesh: Mesh, address: str) -> None:
+    answer = mesh.pod.must("curl", "-s", "--noproxy", "*", f"http://{address}:{OUTBOUND_PORT}/")
+    assert answer.startswith(f"{address}:{OUTBOUND_PORT} is the sidecar")
+
+
 # --- who calls the application ----------------------------------------------------------------------
 
 
@@ -352,8 +358,10 @@ def test_a_port_without_a_listener_reaches_the_application(mesh: Mesh, version: 
 
 @ipv4_and_ipv6
 def test_a_direct_call_of_the_inbound_port_is_closed(mesh: Mesh, version: int) -> None:
+    before = mesh.count("not_redirected_total", listener="inbound")
     with pytest.raises(ConnectionResetError):
         call(mesh.peer.socket(version), (POD[version], INBOUND_PORT), end=False)
+    assert mesh.count("not_redirected_total", listener="inbound") == before + 1
     assert "was not redirected" in mesh.sidecar.log()
 
 
