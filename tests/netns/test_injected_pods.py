@@ -65,13 +65,23 @@ async def output(*command: str, **environment: str) -> tuple[int, str]:
     return started.returncode or 0, text.decode()
 
 
-async def injected(api: KubeApi, port: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """The sidecar's container and the application's variables, as the API server gets them."""
+PROBED = {"name": "app", "readinessProbe": {"httpGet": {"path": "/users/1", "port": 8080}}}
+AS_SIDECAR = (
+    *("setpriv", "--reuid=15099", "--regid=15099", "--clear-groups"),
+    # The interpreter of the tests may lie where only root can look.
+    *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
+)
+
+
+async def injected(api: KubeApi, port: int, **annotations: str) -> dict[str, Any]:
+    """What the API server is told to change in a pod, by path."""
     async with asyncio.timeout(20):
         while ("configmaps", "pilotfish-system", "pilotfish-root") not in api.objects:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     root = api.get("ConfigMap", "pilotfish-root", "pilotfish-system")["data"]["root.pem"]
-    request = {"uid": "1", "namespace": "shop", "object": {"spec": {"containers": [{"name": "app"}]}}}
+    named = {f"mesh.pilotfish.dev/{knob}": value for knob, value in annotations.items()}
+    made = {"metadata": {"annotations": named}, "spec": {"containers": [PROBED]}}
+    request = {"uid": "1", "namespace": "shop", "object": made}
     async with (
         aiohttp.ClientSession() as session,
         session.post(
@@ -82,11 +92,8 @@ async def injected(api: KubeApi, port: int) -> tuple[dict[str, Any], dict[str, s
         ) as response,
     ):
         answer = await response.json()
-    patch = {
-        item["path"]: item["value"] for item in json.loads(base64.b64decode(answer["response"]["patch"]))
-    }
-    application = {item["name"]: item["value"] for item in patch["/spec/containers"][0]["env"]}
-    return patch["/spec/initContainers"][0], application
+    patch = json.loads(base64.b64decode(answer["response"]["patch"]))
+    return {item["path"]: item["value"] for item in patch}
 
 
 def variables(container: dict[str, Any], name: str, address: str, token: Path) -> dict[str, str]:
@@ -103,25 +110,31 @@ def variables(container: dict[str, Any], name: str, address: str, token: Path) -
 
 
 async def start(
-    stack: AsyncExitStack, api: KubeApi, network: PodNetwork, directory: Path
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Control plane, both sidecars and the application; returns the variables of application and sidecar."""
+    stack: AsyncExitStack, api: KubeApi, network: PodNetwork, directory: Path, **annotations: str
+) -> dict[str, str]:
+    """Control plane, both sidecars and the application; returns the variables of applications."""
     users = network.pods["users"]
     api.put(CONFIGURATION, account("users"), account("shopper"), service("users"))
-    api.put(pod("users-1", "users"), pod("shopper-1", "shopper"))
+    api.put(pod("users-1", "users", **annotations), pod("shopper-1", "shopper", **annotations))
     api.put(endpoint_slice("users-abc", endpoint(users, "users-1")))
     command = [sys.executable, "-m", "pilotfish", "control-plane", "--kubeconfig", str(api.kubeconfig())]
     command += ["--namespace", "pilotfish-system", "--server-name", GATEWAY]
     command += ["--listen", f"{GATEWAY}:15010", "--status", f"{GATEWAY}:15014"]
-    command += ["--injector", f"{GATEWAY}:15017", "--sidecar-image", "x:1"]
+    command += ["--injector", f"{GATEWAY}:15017", "--sidecar-image", "x:1", "--init-image", "y:1"]
     await stack.enter_async_context(process(*command, "--sidecar-control-plane", f"{GATEWAY}:15010"))
-    container, application = await injected(api, 15017)
+    patch = await injected(api, 15017, **annotations)
+    *init, container = patch["/spec/initContainers"]
     for name, address in network.pods.items():
         token = directory / f"{name}.token"
         token.write_text(f"token of {name}")
         user = {"username": f"system:serviceaccount:shop:{name}"}
         api.tokens[token.read_text()] = {"authenticated": True, "audiences": ["mesh-ca"], "user": user}
-        sidecar = network.inside(name, sys.executable, "-m", "pilotfish", *container["args"])
+        for each in init:
+            rules = network.inside(name, sys.executable, "-m", "pilotfish", *each["args"])
+            assert (await output(*rules))[0] == 0
+        sidecar = network.inside(
+            name, *(AS_SIDECAR if init else ()), sys.executable, "-m", "pilotfish", *container["args"]
+        )
         environment = variables(container, name, address, token)
         await stack.enter_async_context(process(*sidecar, **environment))
     server = network.inside("users", sys.executable, "examples/shop/apps/users.py")
@@ -129,7 +142,8 @@ async def start(
     for name, address in network.pods.items():
         waiting = network.inside(name, sys.executable, "-m", "pilotfish", "wait", "--deadline", "20")
         assert await output(*waiting, POD_IP=address) == (0, "")
-    return application, {"POD_IP": users}
+    application = patch.get("/spec/containers", [PROBED])[0]
+    return {item["name"]: item["value"] for item in application.get("env", ())}
 
 
 async def curl(network: PodNetwork, environment: dict[str, str], *arguments: str) -> str:
@@ -141,7 +155,7 @@ async def curl(network: PodNetwork, environment: dict[str, str], *arguments: str
 def test_pods_that_the_webhook_made_talk_over_mutual_tls(tmp_path: Path) -> None:
     async def main(network: PodNetwork) -> None:
         async with KubeApi(tmp_path) as api, AsyncExitStack() as stack:
-            application, of_users = await start(stack, api, network, tmp_path)
+            application = await start(stack, api, network, tmp_path, capture="disabled")
             users = network.pods["users"]
             for host in ("users", "users.shop", "users.shop.svc.cluster.local"):
                 answer = json.loads(await curl(network, application, f"http://{host}/users/1"))
@@ -158,7 +172,33 @@ def test_pods_that_the_webhook_made_talk_over_mutual_tls(tmp_path: Path) -> None
             assert refused.endswith("000")
             # The end, as the kubelet begins it.
             drain = network.inside("users", sys.executable, "-m", "pilotfish", "drain", "--deadline", "10")
-            assert await output(*drain, **of_users) == (0, "")
+            assert await output(*drain, POD_IP=users) == (0, "")
+
+    with pod_network("users", "shopper") as network:
+        asyncio.run(main(network))
+
+
+@pytest.mark.skipif(
+    not (shutil.which("setpriv") and shutil.which("nft")), reason="needs setpriv (util-linux) and nftables"
+)
+def test_captured_pods_talk_over_mutual_tls_without_variables_and_pass_probes_when_strict(
+    tmp_path: Path,
+) -> None:
+    async def main(network: PodNetwork) -> None:
+        async with KubeApi(tmp_path) as api, AsyncExitStack() as stack:
+            variables = await start(stack, api, network, tmp_path, capture="enabled", inbound="strict")
+            assert variables == {}
+            users = network.pods["users"]
+            answer = json.loads(await curl(network, {}, f"http://{users}:8080/users/1"))
+            assert answer["name"] == "Ada"
+            stats = json.loads(await curl(network, {}, f"http://{users}:15000/stats"))
+            inbound = [route for route in stats["routes"] if route["direction"] == "inbound"]
+            assert [route["peer"] for route in inbound] == ["spiffe://cluster.local/ns/shop/sa/shopper"]
+            # The kubelet is outside of the mesh: it reaches no application, and its probe does.
+            code = ("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5")
+            assert (await output(*code, f"http://{users}:8080/users/1"))[1] == "000"
+            probe = await output("curl", "-s", f"http://{users}:15000/app-health/app/readyz")
+            assert probe == (0, f"GET http://{users}:8080/users/1 was answered with 200\n")
 
     with pod_network("users", "shopper") as network:
         asyncio.run(main(network))
