@@ -41,6 +41,16 @@ def test_too_many_fields_are_answered_431() -> None:
     assert len(connection.requests) == 1
 
 
+def test_requests_that_are_dear_to_refuse_end_the_connection_soon() -> None:
+    """To decode one costs as much as to answer several others: 125 at a time, not a thousand."""
+    connection = server()
+    connection.say(f.frame(f.HEADERS, 5, 1, f.block(f.GET) + b"\x40\x01a\x7f\xa1\x1e" + b"v" * 4000))
+    bombs = [f.frame(f.HEADERS, 5, i, f.block(f.GET) + b"\xbe" * 200) for i in range(3, 603, 2)]
+    frames = connection.say(b"".join(bombs))
+    assert (frames[-1].type, frames[-1].code) == (f.GOAWAY, CALM)
+    assert 120 < sum(frame.type == f.HEADERS for frame in frames) <= 125
+
+
 def test_limit_counts_32_octets_a_field() -> None:
     size = sum(len(n) + len(v) + 32 for n, v in f.GET) + 1 + 32
     for limit, answers in ((size, 0), (size - 1, 1)):

@@ -1,0 +1,123 @@
+"""HTTP/2 as a server: a client that breaks RFC 9113 in one place is told the error that the section names,
+and its next request on the same connection is answered when the error was the stream's alone."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import h2_frames as f
+from tests.support.hostile import RawH2
+from tests.support.processes import loopback
+from tests.support.sidecars import OUTBOUND, Sidecar, address, bootstrap, http_filter, listener
+
+PROTOCOL, FLOW_CONTROL, STREAM_CLOSED, FRAME_SIZE, COMPRESSION = 1, 3, 5, 6, 9
+RST, AWAY = f.RST_STREAM, f.GOAWAY
+GET = f.GET
+BLOCK = f.block(GET)
+
+
+def get(*fields: tuple[bytes, bytes]) -> bytes:
+    return f.headers(1, [*GET, *fields], True)
+
+
+def without(name: bytes) -> bytes:
+    return f.headers(1, [field for field in GET if field[0] != name], True)
+
+
+WRONG: dict[str, tuple[bytes, int, int]] = {
+    "3.4 acknowledgement with a payload": (f.frame(f.SETTINGS, f.ACK, 0, b"x"), AWAY, FRAME_SIZE),
+    "4.2 frame above SETTINGS_MAX_FRAME_SIZE": (f.frame(f.DATA, 0, 1, bytes(16385)), AWAY, FRAME_SIZE),
+    "4.3 field block that cannot be decoded": (f.frame(f.HEADERS, 5, 1, b"\xff\0"), AWAY, COMPRESSION),
+    "4.3 table size update behind a field": (f.frame(f.HEADERS, 5, 1, BLOCK + b"\x20"), AWAY, COMPRESSION),
+    "4.3 field block interrupted": (f.frame(f.HEADERS, 1, 1, BLOCK) + f.ping(), AWAY, PROTOCOL),
+    "4.3 field block continued elsewhere": (
+        f.frame(f.HEADERS, 1, 1, BLOCK) + f.frame(f.CONTINUATION, 4, 3),
+        AWAY,
+        PROTOCOL,
+    ),
+    "5.1 DATA on an idle stream": (f.data(5, b"x"), AWAY, PROTOCOL),
+    "5.1 RST_STREAM on an idle stream": (f.rst_stream(5, 8), AWAY, PROTOCOL),
+    "5.1 WINDOW_UPDATE on an idle stream": (f.window_update(5, 1), AWAY, PROTOCOL),
+    "5.1.1 even stream": (f.headers(2, GET, True), AWAY, PROTOCOL),
+    "5.1.1 stream below the last": (f.headers(5, GET, True) + f.headers(3, GET, True), AWAY, STREAM_CLOSED),
+    "6.1 DATA on stream 0": (f.data(0, b"x"), AWAY, PROTOCOL),
+    "6.1 padding as long as the frame": (
+        f.headers(1, f.POST) + f.frame(f.DATA, f.PADDED, 1, b"\5abcd"),
+        AWAY,
+        PROTOCOL,
+    ),
+    "6.2 HEADERS on stream 0": (f.headers(0, GET, True), AWAY, PROTOCOL),
+    "6.2 padding as long as the frame": (f.frame(f.HEADERS, 13, 1, b"\3ab"), AWAY, PROTOCOL),
+    "6.3 PRIORITY on stream 0": (f.priority(0), AWAY, PROTOCOL),
+    "6.4 RST_STREAM of three octets": (f.frame(f.RST_STREAM, 0, 1, b"abc"), AWAY, FRAME_SIZE),
+    "6.4 RST_STREAM on stream 0": (f.rst_stream(0, 8), AWAY, PROTOCOL),
+    "6.5 SETTINGS on a stream": (f.frame(f.SETTINGS, 0, 1), AWAY, PROTOCOL),
+    "6.5 SETTINGS of five octets": (f.frame(f.SETTINGS, 0, 0, b"abcde"), AWAY, FRAME_SIZE),
+    "6.5.2 ENABLE_PUSH of 2": (f.settings({2: 2}), AWAY, PROTOCOL),
+    "6.5.2 initial window above 2^31-1": (f.settings({4: 2**31}), AWAY, FLOW_CONTROL),
+    "6.5.2 frame size below 2^14": (f.settings({5: 16383}), AWAY, PROTOCOL),
+    "6.5.2 frame size above 2^24-1": (f.settings({5: 2**24}), AWAY, PROTOCOL),
+    "6.6 PUSH_PROMISE": (f.frame(f.PUSH_PROMISE, 4, 1, b"\0\0\0\2" + BLOCK), AWAY, PROTOCOL),
+    "6.7 PING on a stream": (f.frame(f.PING, 0, 1, bytes(8)), AWAY, PROTOCOL),
+    "6.7 PING of seven octets": (f.frame(f.PING, 0, 0, bytes(7)), AWAY, FRAME_SIZE),
+    "6.8 GOAWAY on a stream": (f.frame(f.GOAWAY, 0, 1, bytes(8)), AWAY, PROTOCOL),
+    "6.9 WINDOW_UPDATE of three octets": (f.frame(f.WINDOW_UPDATE, 0, 0, b"abc"), AWAY, FRAME_SIZE),
+    "6.9 WINDOW_UPDATE of 0 on the connection": (f.window_update(0, 0), AWAY, PROTOCOL),
+    "6.9.1 connection's window above 2^31-1": (f.window_update(0, 2**31 - 1), AWAY, FLOW_CONTROL),
+    "6.10 CONTINUATION without HEADERS": (f.frame(f.CONTINUATION, 4, 1), AWAY, PROTOCOL),
+    "8.1.1 content-length without content": (get((b"content-length", b"5")), RST, PROTOCOL),
+    "8.1.1 two lengths": (get((b"content-length", b"0"), (b"content-length", b"0")), RST, PROTOCOL),
+    "8.2.1 upper case": (get((b"X-Upper", b"1")), RST, PROTOCOL),
+    "8.2.1 empty name": (get((b"", b"1")), RST, PROTOCOL),
+    "8.2.1 colon in a name": (get((b"x:a", b"1")), RST, PROTOCOL),
+    "8.2.1 carriage return in a value": (get((b"x-a", b"1\rx")), RST, PROTOCOL),
+    "8.2.1 white space around a value": (get((b"x-a", b"1 ")), RST, PROTOCOL),
+    "8.2.2 connection": (get((b"connection", b"close")), RST, PROTOCOL),
+    "8.2.2 keep-alive": (get((b"keep-alive", b"1")), RST, PROTOCOL),
+    "8.2.2 transfer-encoding": (get((b"transfer-encoding", b"chunked")), RST, PROTOCOL),
+    "8.2.2 te other than trailers": (get((b"te", b"gzip")), RST, PROTOCOL),
+    "8.3 pseudo-header behind a field": (f.headers(1, [GET[0], (b"a", b"b"), *GET[1:]], True), RST, PROTOCOL),
+    "8.3 pseudo-header twice": (f.headers(1, [GET[0], *GET], True), RST, PROTOCOL),
+    "8.3 pseudo-header of a response": (f.headers(1, [(b":status", b"200"), *GET], True), RST, PROTOCOL),
+    "8.3 unknown pseudo-header": (f.headers(1, [(b":x", b"1"), *GET], True), RST, PROTOCOL),
+    "8.3.1 no :method": (without(b":method"), RST, PROTOCOL),
+    "8.3.1 no :scheme": (without(b":scheme"), RST, PROTOCOL),
+    "8.3.1 no :path": (without(b":path"), RST, PROTOCOL),
+    "8.3.1 empty :path": (f.headers(1, [*GET[:3], (b":path", b"")], True), RST, PROTOCOL),
+    "8.3.1 user information in :authority": (
+        f.headers(1, [*GET[:2], (b":authority", b"me@a"), GET[3]], True),
+        RST,
+        PROTOCOL,
+    ),
+    "8.5 CONNECT with :path": (f.headers(1, [(b":method", b"CONNECT"), *GET[1:]], True), RST, PROTOCOL),
+}
+
+
+@pytest.fixture(scope="module")
+def at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    host = loopback()
+    direct = {"name": "direct", "match": {"prefix": "/"}, "direct_response": {"status": 200}}
+    tree = bootstrap(host, [listener("out", address(host, OUTBOUND), http_filter([direct]))], [])
+    sidecar = Sidecar("server", tree, tmp_path_factory.mktemp("clients")).ready()
+    try:
+        yield host, OUTBOUND
+    finally:
+        sidecar.stop()
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_error_is_the_one_that_the_section_names(at: tuple[str, int], name: str) -> None:
+    octets, kind, code = WRONG[name]
+    with RawH2(socket.create_connection(at, 10.0)) as peer:
+        peer.send(octets)
+        if kind == AWAY:
+            assert peer.goaway() == code
+            return
+        peer.read_until(lambda: peer.of(RST))
+        assert [(reset.stream_id, reset.code) for reset in peer.of(RST)] == [(1, code)]
+        peer.send(f.headers(3, GET, True))
+        peer.read_until(lambda: peer.of(f.HEADERS))
+        assert [frame.stream_id for frame in peer.of(f.HEADERS)] == [3]
