@@ -233,21 +233,12 @@ def metrics_text(sources: StatusSources) -> str:
     )
     one("certificates_signed_total", "counter", "Workload certificates signed.", sources.certificates.signed)
     one("certificates_refused_total", "counter", "Signing requests refused.", sources.certificates.refused)
-    one(
-        "authentication_refused_total",
-        "counter",
-        "Calls without a valid token.",
-        sources.authenticator.refused,
-    )
+    tokens_refused = sources.authenticator.refused
+    one("authentication_refused_total", "counter", "Calls without a valid token.", tokens_refused)
     webhook = sources.webhook_counts()
     if webhook is not None:
-        outcomes = webhook.by_outcome().items()
-        add(
-            "webhook_reviews_total",
-            "counter",
-            "Pods that the webhook was asked about.",
-            [({"outcome": outcome}, number) for outcome, number in outcomes],
-        )
+        outcomes = [({"outcome": outcome}, number) for outcome, number in webhook.by_outcome().items()]
+        add("webhook_reviews_total", "counter", "Pods that the webhook was asked about.", outcomes)
         one("webhook_seconds_total", "counter", "Time that the webhook took to answer.", webhook.seconds)
     one("tasks", "gauge", "Tasks that have not ended.", len(asyncio.all_tasks()))
     one("root_expires_seconds", "gauge", "Root's expiry, epoch.", sources.authority.not_after.timestamp())
