@@ -174,12 +174,12 @@ def silent(sock: socket.socket) -> None:
 
 
 def test_a_server_that_never_sends_settings_is_no_connection(target: Target) -> None:
-    """Its `connect_timeout` is 2 s."""
+    """Its `connect_timeout` is 1 s."""
     with target.under_attack(), EvilServer(target.host, EVIL_H2, silent):
         answer = ask(target, "/evil2")
         assert answer is not None
         assert answer.status == 503
-        assert b"no HTTP/2 SETTINGS came within 2 s" in answer.body
+        assert b"no HTTP/2 SETTINGS came within 1 s" in answer.body
 
 
 def test_a_server_that_never_opens_its_window_holds_one_window(target: Target) -> None:

@@ -67,7 +67,7 @@ def test_an_idle_connection_that_was_used_stays(target: Target) -> None:
     with target.h1() as peer:
         peer.send(b"GET /direct HTTP/1.1\r\nhost: a\r\n\r\n")
         peer.read_until(lambda: peer.status == 200)
-        time.sleep(LATE)
+        time.sleep(2.5 * HEAD_TIMEOUT)
         peer.send(b"GET /direct HTTP/1.1\r\nhost: a\r\n\r\n")
         peer.read_until(lambda: peer.received.count(b"HTTP/1.1 200 ") == 2)
 
@@ -157,7 +157,7 @@ def test_resets_in_the_middle_of_bodies(target: Target) -> None:
 
 def test_a_closed_window_is_no_reason_to_end_a_connection_that_has_no_streams(target: Target) -> None:
     with target.h2({4: 0}) as peer:
-        time.sleep(LATE)
+        time.sleep(2.5 * HEAD_TIMEOUT)
         peer.send(f.headers(1, request(), True))
         peer.read_until(lambda: peer.of(f.HEADERS))
         assert not peer.of(f.GOAWAY)

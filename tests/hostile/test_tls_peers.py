@@ -167,8 +167,8 @@ def idle_connections(target: Target, count: int) -> None:
             assert not one.ended
 
 
-def test_two_thousand_idle_connections(target: Target) -> None:
-    idle_connections(target, 2000)
+def test_a_thousand_idle_connections(target: Target) -> None:
+    idle_connections(target, 1000)
 
 
 @pytest.mark.soak

@@ -96,7 +96,7 @@ def test_a_server_that_answers_no_ping_is_left_and_its_requests_go_elsewhere_or_
 
     with target.under_attack(), EvilServer(target.host, EVIL_H2, behave) as server:
         begun = time.monotonic()
-        answer = fetch(target.plain, "/evil3")
+        answer = fetch(target.watchful, "/evil3")
         assert answer.status == 503
         assert b"nothing came for 0.2 s, not even an answer to PING" in answer.body
         assert time.monotonic() - begun > 2 * KEEPALIVE
@@ -115,7 +115,7 @@ def test_a_request_whose_server_has_vanished_is_answered_by_the_next_connection(
             pass
 
     with target.under_attack(), EvilServer(target.host, EVIL_H2, behave) as server:
-        assert fetch(target.plain, "/evil3").status == 200
+        assert fetch(target.watchful, "/evil3").status == 200
         assert server.accepted == 2
 
 

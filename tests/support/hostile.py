@@ -43,8 +43,8 @@ from tests.support.sidecars import (
 
 HEAD_TIMEOUT = 0.4
 """Seconds: `request_headers_timeout` of both listeners."""
-STREAM_IDLE = 1.5
-"""Seconds: `stream_idle_timeout` of both listeners."""
+STREAM_IDLE = 1.0
+"""Seconds: `stream_idle_timeout` of the plain and the mTLS listener."""
 KEEPALIVE = 0.2
 """Seconds of `connection_keepalive` where it is set: at the watchful listener and behind `/evil3`."""
 WATCHFUL = 15011
@@ -102,7 +102,7 @@ class Target:
         listeners = []
         for name, port in (("plain", OUTBOUND), ("mtls", INBOUND), ("watchful", WATCHFUL)):
             network = http_filter(routes, request_headers_timeout=f"{HEAD_TIMEOUT:g}s")
-            network["typed_config"]["stream_idle_timeout"] = f"{STREAM_IDLE:g}s"
+            network["typed_config"]["stream_idle_timeout"] = f"{8 if name == 'watchful' else STREAM_IDLE:g}s"
             socket_of = None
             if name == "watchful":
                 network["typed_config"]["http2_protocol_options"] = {"connection_keepalive": ASKED}
@@ -113,7 +113,7 @@ class Target:
             cluster("app", [(self.host, APP)]),
             cluster("polite", [(self.host, POLITE)]),
             cluster("evil1", [(self.host, EVIL_H1)]),
-            cluster("evil2", [(self.host, EVIL_H2)], http2=True),
+            cluster("evil2", [(self.host, EVIL_H2)], http2=True, connect_timeout="1s"),
             asking(cluster("evil3", [(self.host, EVIL_H2)], http2=True)),
         ]
         return bootstrap(self.host, listeners, clusters)
