@@ -13,6 +13,9 @@ from collections.abc import Collection, Iterator, Mapping
 Path = tuple[str | int, ...]
 
 _MISSING = object()
+_DURATION = re.compile(r"([0-9]{1,5}(h|m|s|ms)){1,4}")
+_DURATION_PART = re.compile(r"([0-9]+)(ms|h|m|s)")
+_UNIT = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 def path_text(path: Path) -> str:
@@ -124,6 +127,13 @@ class Fields:
 
     def port(self, name: str, default: object = _MISSING) -> int:
         return self.integer(name, 1, 65535, default)
+
+    def duration(self, name: str, default: float = 0.0) -> float:
+        """Gateway API's form of a duration (GEP-2257), in seconds."""
+        text = self.matching(name, _DURATION, "a duration such as 500ms, 10s or 1h30m", "")
+        if not text:
+            return default
+        return sum(int(number) * _UNIT[unit] for number, unit in _DURATION_PART.findall(text))
 
     def boolean(self, name: str, default: bool) -> bool:
         return bool(self._get(name, default, bool, "true or false"))

@@ -28,9 +28,6 @@ GATEWAY_GROUP = "gateway.networking.k8s.io"
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
 _MATCH_KINDS = ("Exact", "RegularExpression")
-_DURATION = re.compile(r"([0-9]{1,5}(h|m|s|ms)){1,4}")
-_DURATION_PART = re.compile(r"([0-9]+)(ms|h|m|s)")
-_UNIT = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _NOT_RE2 = re.compile(r"\(\?(?:[=!>(#]|<[=!]|P=)|(?<!\\)(?:\\\\)*\\[1-9]")
 _GRPC_NAME = re.compile(r"[A-Za-z0-9_.]+")
 _RULE_FIELDS = ("backendRefs", "filters", "matches", "name", "retry", "sessionPersistence", "timeouts")
@@ -187,15 +184,10 @@ def _check_regex(item: Fields, name: str, value: str) -> None:
 def _timeouts(item: Fields) -> tuple[float, float]:
     """The request's and one attempt's, in seconds."""
     item.only(("backendRequest", "request"))
-    request, backend = _duration(item, "request"), _duration(item, "backendRequest")
+    request, backend = item.duration("request"), item.duration("backendRequest")
     if request and backend > request:
         raise item.error("backendRequest", "is longer than request; one attempt cannot outlast the whole")
     return request, backend
-
-
-def _duration(item: Fields, name: str) -> float:
-    text = item.matching(name, _DURATION, "a duration such as 500ms, 10s or 1h30m", "")
-    return sum(int(number) * _UNIT[unit] for number, unit in _DURATION_PART.findall(text))
 
 
 def _retry(rule: Fields) -> Retry | None:
@@ -211,5 +203,5 @@ def _retry(rule: Fields) -> Retry | None:
     return Retry(
         codes=tuple(sorted(set(codes))),
         attempts=item.integer("attempts", 0, 100) if item.has("attempts") else None,
-        backoff=_duration(item, "backoff") if item.has("backoff") else None,
+        backoff=item.duration("backoff") if item.has("backoff") else None,
     )
