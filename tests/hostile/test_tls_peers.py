@@ -150,14 +150,16 @@ def idle_connections(target: Target, count: int) -> None:
     context = client_context(target.files["caller"])
     per_plain, per_tls = 32 / 1024, 96 / 1024  # MiB, twice and more what one should cost
     with target.under_attack(memory=count / 2 * (per_plain + per_tls), cpu=count / 100):
-        plain = [target.h1() for _ in range(count // 2)]
-        for peer in plain:
-            peer.send(b"GET /direct HTTP/1.1\r\nhost: a\r\n\r\n")
+        plain = []
+        for _ in range(count // 2):
+            plain.append(target.h1())
+            plain[-1].send(b"GET /direct HTTP/1.1\r\nhost: a\r\n\r\n")  # before it counts as late
         for peer in plain:
             peer.read_until(lambda peer=peer: peer.received)
-        secured = [RawH2(target.connect_tls(context)) for _ in range(count // 2)]
-        for one in secured:
-            one.send(f.headers(1, request(), True))
+        secured = []
+        for _ in range(count // 2):
+            secured.append(RawH2(target.connect_tls(context)))
+            secured[-1].send(f.headers(1, request(), True))
         for one in secured:
             one.read_until(lambda one=one: one.of(f.HEADERS))
         used = target.cpu()
