@@ -111,6 +111,8 @@ class Inspection:
         conn.set_codec(DetectCodec(loop, self._detected, self._closed, self._ignore_silence, self._sniff))
 
     def _sniff(self, data: bytes) -> Protocol:
+        if self._dialled is not None and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, self._detected, None)
         new, self._fed = data[self._fed :], len(data)
         return self._parser.feed(new)
 
