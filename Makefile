@@ -6,6 +6,10 @@ DEBIAN := nghttp2-server nghttp2-client curl redis-server postgresql mariadb-ser
   nftables iptables iproute2
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
+PLAIN := not debian and not envoy and not root and not soak
+# Tests that watch how long others wait while a sidecar has more to do than it can: nothing runs beside them.
+ALONE := tests/hostile tests/integration/test_overload.py
+
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 DOCKER ?= docker
 # Where images are to be pushed: empty, or a registry with its path and without a slash at the end.
@@ -31,7 +35,8 @@ check: install ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 test: install ## What needs no root and only the package index; under 5 minutes
-	$(BIN)/pytest -m "not debian and not envoy and not root and not soak"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "$(PLAIN)" $(ALONE:%=--ignore %)
+	$(BIN)/pytest -m "$(PLAIN)" $(ALONE)
 
 debian: # Services are not started: the tests run the servers themselves.
 	@missing=; PATH="$$PATH:/usr/sbin"; \
