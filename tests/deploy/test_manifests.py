@@ -80,7 +80,9 @@ def test_every_kustomization_names_what_is_there(path: Path) -> None:
         assert component["kind"] == "Component"
 
 
-@pytest.mark.parametrize("folder", ["deploy/k8s/base", "deploy/k8s/components/tracing"])
+@pytest.mark.parametrize(
+    "folder", ["deploy/k8s/base", "deploy/k8s/base/crds", "deploy/k8s/components/tracing"]
+)
 def test_every_file_of_a_kustomization_is_named(folder: str) -> None:
     kustomization = yaml.safe_load((ROOT / folder / "kustomization.yaml").read_text())
     there = {path.name for path in (ROOT / folder).iterdir()} - {"kustomization.yaml"}
@@ -200,6 +202,15 @@ def test_the_webhook_is_where_its_configuration_says() -> None:
     assert webhook["namespaceSelector"] == {"matchLabels": {"mesh.pilotfish.dev/inject": "enabled"}}
 
 
+@needs_kustomize
+def test_the_demo_makes_no_pod_of_the_shop_before_the_webhook_is_configured() -> None:
+    kinds = [(item["kind"], item["metadata"].get("namespace")) for item in build("deploy/k8s/overlays/demo")]
+    webhook = kinds.index(("MutatingWebhookConfiguration", None))
+    assert webhook < kinds.index(("Deployment", "shop"))
+    # What is in a namespace comes after it.
+    assert kinds[0] == ("Namespace", None)
+
+
 def test_the_control_plane_may_read_exactly_what_it_watches_and_no_secrets() -> None:
     [rules] = [item["rules"] for item in base_objects("rbac.yaml") if item["kind"] == "ClusterRole"]
 
@@ -219,8 +230,10 @@ def test_the_control_plane_may_read_exactly_what_it_watches_and_no_secrets() -> 
     assert allowed("list") == allowed("watch") == watched
     webhooks = ("admissionregistration.k8s.io", "mutatingwebhookconfigurations")
     assert allowed("get") == {("", "namespaces"), webhooks}
-    routes = {(group, f"{plural}/status") for group, plural in watched if plural.endswith("routes")}
-    assert allowed("patch") == {*routes, webhooks}
+    judged = {
+        (group, f"{plural}/status") for group, plural in watched if plural.endswith(("routes", "policies"))
+    }
+    assert allowed("patch") == {*judged, webhooks}
     for rule in rules:
         assert "*" not in (*rule["apiGroups"], *rule["resources"], *rule["verbs"])
         assert not {"secrets", "configmaps"} & set(rule["resources"])
