@@ -199,7 +199,23 @@ def test_the_webhook_is_where_its_configuration_says() -> None:
     assert (service["name"], service["path"]) == (SERVICE, PATH)
     assert webhook_names(service["namespace"])[0] == "pilotfish-injector.pilotfish-system.svc"
     assert webhook["failurePolicy"] == "Ignore"
-    assert webhook["namespaceSelector"] == {"matchLabels": {"mesh.pilotfish.dev/inject": "enabled"}}
+    selector = webhook["namespaceSelector"]
+    assert selector["matchLabels"] == {"mesh.pilotfish.dev/inject": "enabled"}
+    # Labelled by mistake, these would wait for a webhook that waits for them.
+    [never] = selector["matchExpressions"]
+    assert (never["key"], never["operator"]) == ("kubernetes.io/metadata.name", "NotIn")
+    assert set(never["values"]) == {service["namespace"], "kube-system"}
+
+
+def test_every_port_of_the_control_plane_is_open_to_the_api_server() -> None:
+    """It calls from addresses that no selector names: the webhook, and `pods/proxy` of the status page."""
+    [deployment] = base_objects("control-plane.yaml")
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    [policy] = base_objects("network-policy.yaml")
+    assert policy["spec"]["podSelector"]["matchLabels"] == deployment["spec"]["selector"]["matchLabels"]
+    [rule] = policy["spec"]["ingress"]
+    assert {port["port"] for port in rule["ports"]} == {port["name"] for port in container["ports"]}
+    assert "from" not in rule
 
 
 @needs_kustomize
