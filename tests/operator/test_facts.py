@@ -26,6 +26,7 @@ from tests.support.operator_cluster import (
     issued,
     page,
     plain,
+    policy,
     refusing,
     route,
     running,
@@ -230,12 +231,12 @@ def set_document(path: str, body: Object) -> Change:
         ),
         (
             control_plane_facts.serving_certificates,
-            pages(certificates(webhook_not_after=at(minutes=10, seconds=30))),
+            lambda api: pages(certificates(webhook_not_after=at(minutes=10, seconds=30)))(api),
             "warning cp-a: the certificate of the webhook ends in 10m",
         ),
         (
             control_plane_facts.serving_certificates,
-            pages(certificates(serving_not_after=at(hours=-2, minutes=-1))),
+            lambda api: pages(certificates(serving_not_after=at(hours=-2, minutes=-1)))(api),
             "failed cp-a: the certificate of discovery ends in -2h",
         ),
         (
@@ -345,7 +346,17 @@ def set_document(path: str, body: Object) -> Change:
         (
             route_facts.routes,
             lambda api: api.put(route("new")),
-            "warning HTTPRoutes that the control plane has not decided on: shop/new",
+            "warning HTTPRoute: the control plane has not decided on shop/new",
+        ),
+        (
+            route_facts.policies,
+            lambda api: api.put(policy("p", "Conflicted")),
+            "failed TrafficPolicy shop/p: Accepted is False (Conflicted): so it is",
+        ),
+        (
+            route_facts.policies,
+            lambda api: api.put({**policy("p", "True"), "status": {}}),
+            "warning TrafficPolicy: the control plane has not decided on shop/p",
         ),
     ],
 )
