@@ -35,7 +35,7 @@ def touched(change: MeshChange, domain: str) -> Mapping[str, frozenset[str]]:
     for index in (change.before, change.after):
         _add_definitions(names, change, index, domain)
         names[ROUTE_CONFIGURATION] |= _canonical_names(index, change.routes, domain)
-        names[CLUSTER] |= _canonical_names(index, change.accounts, domain)
+        names[CLUSTER] |= _canonical_names(index, change.accounts | change.policies, domain)
         names[LOAD_ASSIGNMENT] |= _canonical_names(index, change.endpoints, domain)
     return {type_url: frozenset(found) for type_url, found in names.items() if found}
 

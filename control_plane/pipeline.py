@@ -146,8 +146,10 @@ class Pipeline:
             variant = (dialect, audience)
             make = lambda: route_configuration(name, port, attached, dialect, settings.cluster_domain)  # noqa: E731
         elif type_url == CLUSTER:
-            domain = settings.trust_domain
-            make = lambda: service_cluster(name, view.service, port, view.slices, dialect, domain)  # noqa: E731
+            domain, chosen = settings.trust_domain, view.settings(port)
+            make = lambda: service_cluster(  # noqa: E731
+                name, view.service, port, view.slices, dialect, domain, chosen
+            )
         else:
             zone = self._registry.index.zones.get(node.address, "") if view.hinted else ""
             variant = (dialect, zone)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from control_plane.model.mesh import Mesh
+from control_plane.model.policy import TrafficPolicy, TrafficSettings, settings_of
 from control_plane.model.route import Route
-from control_plane.model.service import EndpointSlice, Service, ServiceKey, WorkloadPort
+from control_plane.model.service import EndpointSlice, Service, ServiceKey, ServicePort, WorkloadPort
 from control_plane.model.workload_index import index_workloads, with_opaque_ports
 
 
@@ -34,6 +35,12 @@ class ServiceView:
     """Sorted by name."""
     routes: tuple[Route, ...] = ()
     """Those that name it as a parent, oldest first; of every namespace."""
+    policies: tuple[TrafficPolicy, ...] = ()
+    """Those that name it as a target, oldest first."""
+
+    def settings(self, port: ServicePort) -> TrafficSettings:
+        """How callers reach one of its ports."""
+        return settings_of(self.policies, self.service.key, port.name)
 
     @property
     def hinted(self) -> bool:
@@ -78,6 +85,10 @@ class MeshIndex:
         for route in sorted(mesh.routes, key=lambda route: route.age_rank):
             for key in {parent.service for parent in route.parents}:
                 routes[key].append(route)
+        policies: defaultdict[ServiceKey, list[TrafficPolicy]] = defaultdict(list)
+        for policy in sorted(mesh.policies, key=lambda policy: policy.age_rank):
+            for name in {target.name for target in policy.targets}:
+                policies[ServiceKey(policy.namespace, name)].append(policy)
         services = {
             key: with_opaque_ports(service, slices.get(key, ()))
             for key, service in sorted(mesh.services.items())
@@ -85,7 +96,12 @@ class MeshIndex:
         workloads = index_workloads(mesh, services)
         return cls(
             views={
-                key: ServiceView(service, tuple(slices.get(key, ())), tuple(routes.get(key, ())))
+                key: ServiceView(
+                    service,
+                    tuple(slices.get(key, ())),
+                    tuple(routes.get(key, ())),
+                    tuple(policies.get(key, ())),
+                )
                 for key, service in services.items()
             },
             external=tuple(key for key, service in services.items() if service.external_name),
@@ -160,6 +176,7 @@ class MeshChange:
     endpoints: frozenset[ServiceKey] = frozenset()
     accounts: frozenset[ServiceKey] = frozenset()
     """The set of accounts behind the service, which decides whom callers trust."""
+    policies: frozenset[ServiceKey] = frozenset()
     workloads: frozenset[str] = frozenset()
     """Addresses whose own ports changed."""
     pod_names: frozenset[PodName] = frozenset()
@@ -170,6 +187,7 @@ class MeshChange:
             or self.routes
             or self.endpoints
             or self.accounts
+            or self.policies
             or self.workloads
             or self.pod_names
         )
@@ -202,6 +220,7 @@ def difference(before: MeshIndex, after: MeshIndex) -> MeshChange:
         routes=aspect(lambda view: view.routes),
         endpoints=aspect(lambda view: view.slices),
         accounts=aspect(lambda view: view.accounts),
+        policies=aspect(lambda view: view.policies),
         workloads=_differing(
             {*before.workloads, *after.workloads}, before.workloads.get, after.workloads.get
         ),

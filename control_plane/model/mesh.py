@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from control_plane.model.policy import TrafficPolicy
 from control_plane.model.route import Route
 from control_plane.model.service import EndpointSlice, Service, ServiceKey, Workload
 from mesh_api.names import CLUSTER_DOMAIN, DEFAULT_TRUST_DOMAIN
@@ -41,6 +42,7 @@ class Mesh:
     """Where Pods are known: those with a sidecar, behind a Service or not."""
     routes: tuple[Route, ...] = ()
     grants: tuple[ReferenceGrant, ...] = ()
+    policies: tuple[TrafficPolicy, ...] = ()
     service_accounts: frozenset[tuple[str, str]] = frozenset()
     """Namespace and name. Every namespace has `default`, listed or not."""
 

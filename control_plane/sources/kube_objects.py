@@ -14,10 +14,11 @@ from functools import lru_cache
 from control_plane.kube.client import Object
 from control_plane.kube.store import ReduceError, Resource
 from control_plane.model.mesh import ReferenceGrant
+from control_plane.model.policy import TrafficPolicy
 from control_plane.model.route import Route
 from control_plane.model.service import EndpointPort, EndpointSlice, Service, WorkloadSettings
 from control_plane.sources.fields import FieldError, Fields, path_text
-from control_plane.sources.objects import Parsed, endpoint_port, parse, workload_settings
+from control_plane.sources.objects import POLICY_VERSION, Parsed, endpoint_port, parse, workload_settings
 from control_plane.sources.routes import GATEWAY_GROUP
 from mesh_api.names import (
     CAPTURE_ANNOTATION,
@@ -80,6 +81,22 @@ class RouteFacts:
     """Its references to Services, as JSON."""
     status: str
     """`status.parents`, as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyFacts:
+    """As RouteFacts."""
+
+    policy: TrafficPolicy | None
+    refusal: str
+    field: str
+    api_version: str
+    generation: int
+    version: str
+    targets: tuple[str, ...]
+    """Its references to Services, as JSON."""
+    status: str
+    """`status.ancestors`, as JSON."""
 
 
 OUTSIDE = PodFacts()
@@ -217,6 +234,32 @@ def route(item: Object, before: RouteFacts | None) -> RouteFacts | None:
     return replace(facts, route=found)
 
 
+def policy(item: Object, before: PolicyFacts | None) -> PolicyFacts | None:
+    """With the last good version of the policy where this one has a mistake."""
+    metadata, spec = item["metadata"], item.get("spec") or {}
+    facts = PolicyFacts(
+        policy=before.policy if before else None,
+        refusal="",
+        field="",
+        api_version=item["apiVersion"],
+        generation=metadata.get("generation") or 0,
+        version=str(metadata.get("resourceVersion") or ""),
+        targets=tuple(dict.fromkeys(map(_as_json, spec.get("targetRefs") or []))),
+        status=json.dumps((item.get("status") or {}).get("ancestors") or [], sort_keys=True),
+    )
+    try:
+        found = parse(item)[0]
+    except FieldError as error:
+        return replace(facts, refusal=error.message, field=path_text(error.path))
+    if not isinstance(found, TrafficPolicy):
+        raise TypeError(f"a policy was read as {type(found).__name__}")
+    return replace(facts, policy=found)
+
+
+def _as_json(reference: Object) -> str:
+    return json.dumps({**reference}, sort_keys=True)
+
+
 def _service_parents(item: Object) -> Iterator[str]:
     """Each once, in order."""
     seen = set()
@@ -244,4 +287,7 @@ GRANTS: Resource[tuple[ReferenceGrant, ...]] = Resource(
     "referencegrants",
     grants,
     True,
+)
+POLICIES: Resource[PolicyFacts] = Resource(
+    "TrafficPolicy", (POLICY_VERSION,), "trafficpolicies", policy, True
 )

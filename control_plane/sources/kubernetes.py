@@ -27,11 +27,13 @@ from control_plane.model.service import Endpoint, EndpointSlice, Workload, Workl
 from control_plane.sources import kube_objects as kinds
 from control_plane.sources.fields import path_text
 from control_plane.sources.kube_objects import PodFacts, SliceFacts
+from control_plane.sources.policy_admission import PolicyAdmission, PolicyVerdict, admit_policies
 from control_plane.sources.references import Finding, check_services
 from control_plane.sources.route_admission import Admission, RouteVerdict, admit
 
 QUIET = 0.02
 """Seconds from a change to a new mesh, so that changes that come together are one."""
+Verdicts = tuple[RouteVerdict | PolicyVerdict, ...]
 SHARE = 4.0
 """The pause after making a mesh, in units of the time that it took: a change after a quiet time is served
 at once, and a storm of them takes a fifth of the time at most."""
@@ -52,6 +54,7 @@ class ClusterState:
         self.http_routes = ResourceStore(kinds.HTTP_ROUTES, self._routing_changed)
         self.grpc_routes = ResourceStore(kinds.GRPC_ROUTES, self._routing_changed)
         self.grants = ResourceStore(kinds.GRANTS, self._routing_changed)
+        self.policies = ResourceStore(kinds.POLICIES, self._policy_changed)
         self._slices_of: defaultdict[Key, set[Key]] = defaultdict(set)
         """By Pod: the slices that list it."""
         self._joined: dict[Key, tuple[EndpointSlice, ...]] = {}
@@ -59,6 +62,8 @@ class ClusterState:
         """By Pod: those with a sidecar and an address."""
         self._admission: Admission | None = None
         """Of the Services, grants and routes as they are now; None: they have changed."""
+        self._policy_admission: PolicyAdmission | None = None
+        """Of the Services and policies, likewise."""
 
     def __repr__(self) -> str:
         return f"<ClusterState services={len(self.services.objects)} pods={len(self.pods.objects)}>"
@@ -74,6 +79,7 @@ class ClusterState:
             self.http_routes,
             self.grpc_routes,
             self.grants,
+            self.policies,
         )
 
     @property
@@ -81,8 +87,8 @@ class ClusterState:
         """Whether everything was read once."""
         return all(store.answered for store in self.stores)
 
-    def mesh(self) -> tuple[Mesh, Admission]:
-        """The mesh to serve, and what became of the routes."""
+    def mesh(self) -> tuple[Mesh, Admission, PolicyAdmission]:
+        """The mesh to serve, and what became of the routes and the policies."""
         mesh = Mesh(
             services=MappingProxyType({item.key: item for item in self.services.objects.values()}),
             slices=tuple(self._slices()),
@@ -93,7 +99,10 @@ class ClusterState:
         if self._admission is None:
             stores = (self.http_routes, self.grpc_routes)
             self._admission = admit(mesh, {store.resource.kind: store.objects for store in stores})
-        return replace(mesh, routes=self._admission.routes), self._admission
+        if self._policy_admission is None:
+            self._policy_admission = admit_policies(mesh, self.policies.objects)
+        routes, policies = self._admission, self._policy_admission
+        return replace(mesh, routes=routes.routes, policies=policies.policies), routes, policies
 
     def problems(self) -> Iterator[Problem]:
         """Of the kinds and objects that cannot be read."""
@@ -177,7 +186,11 @@ class ClusterState:
         self._on_change()
 
     def _routing_changed(self, _key: Key, _before: object, _after: object) -> None:
-        self._admission = None
+        self._admission = self._policy_admission = None
+        self._on_change()
+
+    def _policy_changed(self, _key: Key, _before: object, _after: object) -> None:
+        self._policy_admission = None
         self._on_change()
 
     def _slice_changed(self, key: Key, before: SliceFacts | None, after: SliceFacts | None) -> None:
@@ -214,14 +227,15 @@ class ClusterState:
 class KubernetesSource:
     """Keeps `publish` informed of the mesh that the cluster describes.
 
-    `publish` is called on the event loop with each new Mesh, `on_verdicts` with what became of all routes.
+    `publish` is called on the event loop with each new Mesh, `on_verdicts` with what became of all routes
+    and policies.
     """
 
     def __init__(
         self,
         client: KubeClient,
         publish: Callable[[Mesh], object],
-        on_verdicts: Callable[[tuple[RouteVerdict, ...]], object] = lambda _verdicts: None,
+        on_verdicts: Callable[[Verdicts], object] = lambda _verdicts: None,
         random: Random | None = None,
     ) -> None:
         self.published = 0
@@ -279,8 +293,8 @@ class KubernetesSource:
                 not_before = clock() + SHARE * (clock() - began)
 
     def _refresh(self) -> None:
-        mesh, admission = self.state.mesh()
-        self._mesh, self._admitted = mesh, admission.problems
+        mesh, routes, policies = self.state.mesh()
+        self._mesh, self._admitted = mesh, (*routes.problems, *policies.problems)
         self.published += 1
         if self.published == 1:
             _log.info(
@@ -291,7 +305,7 @@ class KubernetesSource:
                 len(mesh.routes),
             )
         self._publish(mesh)
-        self._on_verdicts(admission.verdicts)
+        self._on_verdicts((*routes.verdicts, *policies.verdicts))
 
 
 def _warning(finding: Finding) -> Problem:

@@ -16,6 +16,7 @@ from control_plane.sources.documents import Document, DocumentError, read_docume
 from control_plane.sources.fields import FieldError, path_text
 from control_plane.sources.fields import Path as FieldPath
 from control_plane.sources.objects import ObjectRef, Parsed, assemble, describe, is_known, parse
+from control_plane.sources.policy_admission import check_policies
 from control_plane.sources.references import check
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -79,7 +80,7 @@ def load(folder: Path) -> Loaded:
     if any(problem.severity is Severity.ERROR for problem in problems):
         return Loaded(None, tuple(problems))
     mesh = assemble(parsed)
-    for finding in check(mesh):
+    for finding in (*check(mesh), *check_policies(mesh)):
         problems.append(
             _located(places[finding.object], finding.object, finding.path, finding.message, finding.severity)
         )

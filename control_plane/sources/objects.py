@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from control_plane.model.mesh import Mesh, ReferenceGrant
+from control_plane.model.policy import TrafficPolicy
 from control_plane.model.route import Route, RouteKind
 from control_plane.model.service import (
     AppProtocol,
@@ -28,15 +29,19 @@ from control_plane.model.service import (
     speaks_tls,
 )
 from control_plane.sources.fields import FieldError, Fields
+from control_plane.sources.policies import parse_policy
 from control_plane.sources.routes import GATEWAY_GROUP, parse_route
 from mesh_api.names import (
     CAPTURE_ANNOTATION,
+    GROUP,
     INBOUND_ANNOTATION,
     OPAQUE_PORTS,
     OPAQUE_PORTS_ANNOTATION,
     SERVICE_ACCOUNT_ANNOTATION,
     SKIP_INBOUND_PORTS_ANNOTATION,
 )
+
+POLICY_VERSION = f"{GROUP}/v1alpha1"
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -51,6 +56,7 @@ _VERSIONS = {
     "HTTPRoute": (f"{GATEWAY_GROUP}/v1", f"{GATEWAY_GROUP}/v1beta1"),
     "GRPCRoute": (f"{GATEWAY_GROUP}/v1",),
     "ReferenceGrant": (f"{GATEWAY_GROUP}/v1", f"{GATEWAY_GROUP}/v1beta1"),
+    "TrafficPolicy": (POLICY_VERSION,),
 }
 
 
@@ -72,7 +78,7 @@ class ServiceAccount:
     name: str
 
 
-Parsed = Service | EndpointSlice | Route | ReferenceGrant | ServiceAccount
+Parsed = Service | EndpointSlice | Route | ReferenceGrant | ServiceAccount | TrafficPolicy
 
 
 def describe(value: object) -> ObjectRef:
@@ -114,6 +120,8 @@ def parse(value: object) -> tuple[Parsed, ...]:
             return (parse_route(RouteKind(ref.kind), ref.namespace, ref.name, fields),)
         case "ReferenceGrant":
             return _grants(ref, fields)
+        case "TrafficPolicy":
+            return (parse_policy(ref.namespace, ref.name, fields),)
         case "ServiceAccount":
             return (ServiceAccount(ref.namespace, ref.name),)
         case _:
@@ -128,6 +136,7 @@ def assemble(parsed: Iterable[Parsed]) -> Mesh:
         slices=tuple(item for item in found if isinstance(item, EndpointSlice)),
         routes=tuple(item for item in found if isinstance(item, Route)),
         grants=tuple(item for item in found if isinstance(item, ReferenceGrant)),
+        policies=tuple(item for item in found if isinstance(item, TrafficPolicy)),
         service_accounts=frozenset((i.namespace, i.name) for i in found if isinstance(i, ServiceAccount)),
     )
 

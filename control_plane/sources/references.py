@@ -1,6 +1,7 @@
 """What must hold between objects: references lead somewhere, routes do not contradict each other, ports fit.
 
-Every source calls `check` on a whole Mesh before it may be published. Nothing here changes the mesh.
+Every source calls `check` on a whole Mesh before it may be published; policies are looked at in
+`policy_admission`. Nothing here changes the mesh.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def check_services(mesh: Mesh) -> list[Finding]:
     ]
 
 
-def _ports_text(service: Service) -> str:
+def ports_text(service: Service) -> str:
     return (
         ", ".join(f"{port.port} ({port.name})" if port.name else str(port.port) for port in service.ports)
         or "none"
@@ -96,7 +97,7 @@ def _slice(mesh: Mesh, item: EndpointSlice, meshed: Collection[ServiceKey]) -> I
     for index, port in enumerate(item.ports):
         if port.name not in names:
             message = (
-                f"no port of Service {service.key} is named {port.name!r} (it has {_ports_text(service)})"
+                f"no port of Service {service.key} is named {port.name!r} (it has {ports_text(service)})"
             )
             yield Finding(
                 ref, ("ports", index, "name"), message + "; the port gets no traffic", Severity.WARNING
@@ -186,7 +187,7 @@ def _parent(mesh: Mesh, ref: ObjectRef, parent: ParentRef) -> Iterator[Finding]:
         asked = f"named {parent.section_name!r}" if parent.section_name else str(parent.port)
         if parent.section_name and parent.port is not None:
             asked += f" with number {parent.port}"
-        message = f"Service {parent.service} has no port {asked}; it has {_ports_text(service)}"
+        message = f"Service {parent.service} has no port {asked}; it has {ports_text(service)}"
         yield Finding(ref, (*parent.path, name), message, reason="NoMatchingParent")
     elif explicit and all(port.protocol is AppProtocol.TCP for port in covered):
         message = (
@@ -208,7 +209,7 @@ def _backend(mesh: Mesh, ref: ObjectRef, route: Route, backend: BackendRef) -> I
         yield Finding(ref, (*backend.path, "name"), message, severity, "BackendNotFound")
         return
     if service.port(backend.port) is None:
-        message = f"Service {backend.service} has no port {backend.port}; it has {_ports_text(service)}"
+        message = f"Service {backend.service} has no port {backend.port}; it has {ports_text(service)}"
         if service.external_name:
             message = f"Service {backend.service} is of type ExternalName, to which no route can lead"
         yield Finding(ref, (*backend.path, "port"), message, severity, "BackendNotFound")

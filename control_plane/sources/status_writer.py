@@ -1,9 +1,9 @@
-"""Writes what became of each route into its status, as Gateway API's conditions; by the leader alone.
+"""Writes what became of each route and policy into its status, as Gateway API's conditions; the leader alone.
 
 The source tells it every verdict, the election whether we lead. A status is written by server-side apply
-and only when it says something new. Routes may have other parents and other controllers: `status.parents`
-is one list for all of them, so theirs are written back as they were, and only onto the version they were
-read from.
+and only when it says something new. Others may have their say too: `status.parents` of a route and
+`status.ancestors` of a policy are one list for all controllers, so theirs are written back as they were,
+and only onto the version they were read from.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import json
 import logging
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from control_plane.kube.client import APPLY, KubeClient, KubeError, Object
 from control_plane.kube.store import Key
 from control_plane.model.problem import Problem, Severity
+from control_plane.sources.kube_objects import POLICIES
+from control_plane.sources.policy_admission import PolicyVerdict
 from control_plane.sources.route_admission import Condition, RouteVerdict
 from mesh_api.names import GROUP
 
@@ -25,29 +27,50 @@ CONTROLLER = f"{GROUP}/controller"
 FIELD_MANAGER = "pilotfish"
 RETRY_FIRST, RETRY_MOST = 1.0, 60.0
 """Seconds between attempts while the API server refuses."""
-MAX_PARENTS = 32
-"""Gateway API's limit."""
 MAX_MESSAGE = 4096
 
 log = logging.getLogger(__name__)
 
 
-def wanted_parents(verdict: RouteVerdict, now: datetime) -> list[Object] | None:
-    """The whole `status.parents` that the route should have; None: it is that already. Conditions that
-    say the same as before keep their time."""
+Verdict = RouteVerdict | PolicyVerdict
+
+
+class _List(NamedTuple):
+    """Where the status of a kind of object says what became of it."""
+
+    name: str
+    reference: str
+    """What an entry is about."""
+    most: int
+    """Gateway API's limit."""
+
+
+_PARENTS = _List("parents", "parentRef", 32)
+_ANCESTORS = _List("ancestors", "ancestorRef", 16)
+
+
+def _list_of(verdict: Verdict) -> _List:
+    return _PARENTS if isinstance(verdict, RouteVerdict) else _ANCESTORS
+
+
+def wanted_entries(verdict: Verdict, now: datetime) -> list[Object] | None:
+    """The whole `status.parents` or `status.ancestors` that the object should have; None: it is that
+    already. Conditions that say the same as before keep their time."""
+    listed = _list_of(verdict)
+    entries = verdict.parents if isinstance(verdict, RouteVerdict) else verdict.ancestors
     current: list[Object] = json.loads(verdict.facts.status)
     ours = {
-        json.dumps(entry.get("parentRef"), sort_keys=True): entry
+        json.dumps(entry.get(listed.reference), sort_keys=True): entry
         for entry in current
         if entry.get("controllerName") == CONTROLLER
     }
     others = [entry for entry in current if entry.get("controllerName") != CONTROLLER]
     wanted = []
-    for parent, conditions in verdict.parents[: MAX_PARENTS - len(others)]:
-        before = {c.get("type"): c for c in ours.get(parent, {}).get("conditions") or []}
+    for reference, conditions in entries[: max(0, listed.most - len(others))]:
+        before = {c.get("type"): c for c in ours.get(reference, {}).get("conditions") or []}
         wanted.append(
             {
-                "parentRef": json.loads(parent),
+                listed.reference: json.loads(reference),
                 "controllerName": CONTROLLER,
                 "conditions": [
                     _condition(condition, verdict.facts.generation, before.get(condition.type), now)
@@ -55,7 +78,7 @@ def wanted_parents(verdict: RouteVerdict, now: datetime) -> list[Object] | None:
                 ],
             }
         )
-    return None if _same(wanted, ours.values()) else [*others, *wanted]
+    return None if _same(wanted, ours.values(), listed.reference) else [*others, *wanted]
 
 
 def _condition(wanted: Condition, generation: int, before: Object | None, now: datetime) -> Object:
@@ -73,10 +96,10 @@ def _condition(wanted: Condition, generation: int, before: Object | None, now: d
     }
 
 
-def _same(wanted: Iterable[Object], current: Iterable[Object]) -> bool:
+def _same(wanted: Iterable[Object], current: Iterable[Object], reference: str) -> bool:
     def comparable(entries: Iterable[Object]) -> list[Any]:
         return [
-            (entry.get("parentRef"), sorted(entry.get("conditions") or [], key=lambda c: str(c.get("type"))))
+            (entry.get(reference), sorted(entry.get("conditions") or [], key=lambda c: str(c.get("type"))))
             for entry in entries
         ]
 
@@ -92,22 +115,24 @@ class StatusWriter:
         """Why statuses are not up to date; None: they are, or somebody else leads."""
         self._client = client
         self._leads = leads
-        self._verdicts: dict[tuple[str, Key], RouteVerdict] = {}
+        self._verdicts: dict[tuple[str, Key], Verdict] = {}
         self._written: dict[tuple[str, Key], tuple[str, str]] = {}
         """The resourceVersion that was written onto, and what: it comes back by the watch a little later."""
         self._wake = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"<StatusWriter routes={len(self._verdicts)} writes={self.writes} error={self.error}>"
+        return f"<StatusWriter objects={len(self._verdicts)} writes={self.writes} error={self.error}>"
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         if self.error is None:
             return ()
-        return (Problem(Severity.WARNING, f"the status of routes cannot be written: {self.error}"),)
+        return (
+            Problem(Severity.WARNING, f"the status of routes and policies cannot be written: {self.error}"),
+        )
 
-    def on_verdicts(self, verdicts: tuple[RouteVerdict, ...]) -> None:
-        """What became of all routes."""
+    def on_verdicts(self, verdicts: tuple[Verdict, ...]) -> None:
+        """What became of all routes and policies."""
         self._verdicts = {(verdict.kind, verdict.key): verdict for verdict in verdicts}
         self._wake.set()
 
@@ -126,7 +151,7 @@ class StatusWriter:
                 self.error, wait = None, 0.0
             except KubeError as error:
                 if self.error is None or self.error.status != error.status:
-                    log.warning("the status of routes cannot be written: %s", error)
+                    log.warning("the status of routes and policies cannot be written: %s", error)
                 self.error = error
                 wait = min(max(RETRY_FIRST, 2.0 * wait), RETRY_MOST)
                 await asyncio.sleep(max(wait, min(error.retry_after or 0.0, 600.0)))
@@ -136,26 +161,26 @@ class StatusWriter:
         for name, verdict in list(self._verdicts.items()):
             if not self._leads():
                 return
-            parents = wanted_parents(verdict, datetime.now(UTC))
-            if parents is not None:
-                await self._write(name, verdict, parents)
+            entries = wanted_entries(verdict, datetime.now(UTC))
+            if entries is not None:
+                await self._write(name, verdict, entries)
         for name in [name for name in self._written if name not in self._verdicts]:
             del self._written[name]
 
-    async def _write(self, name: tuple[str, Key], verdict: RouteVerdict, parents: list[Object]) -> None:
-        """Raises KubeError, but not when the route has changed or gone: the watch will tell."""
-        version, says = verdict.facts.version, json.dumps(_timeless(parents), sort_keys=True)
+    async def _write(self, name: tuple[str, Key], verdict: Verdict, entries: list[Object]) -> None:
+        """Raises KubeError, but not when the object has changed or gone: the watch will tell."""
+        version, says = verdict.facts.version, json.dumps(_timeless(entries), sort_keys=True)
         if self._written.get(name) == (version, says):
             return
-        namespace, route = verdict.key
+        namespace, own_name = verdict.key
         body = {
             "apiVersion": verdict.facts.api_version,
             "kind": verdict.kind,
-            "metadata": {"name": route, "namespace": namespace, "resourceVersion": version},
-            "status": {"parents": parents},
+            "metadata": {"name": own_name, "namespace": namespace, "resourceVersion": version},
+            "status": {_list_of(verdict).name: entries},
         }
-        plural = f"{verdict.kind.lower()}s"
-        path = f"/apis/{verdict.facts.api_version}/namespaces/{namespace}/{plural}/{route}/status"
+        plural = f"{verdict.kind.lower()}s" if isinstance(verdict, RouteVerdict) else POLICIES.plural
+        path = f"/apis/{verdict.facts.api_version}/namespaces/{namespace}/{plural}/{own_name}/status"
         params = {"fieldManager": FIELD_MANAGER, "force": "true"}
         try:
             await self._client.request("PATCH", path, body, params=params, content_type=APPLY)
@@ -166,7 +191,7 @@ class StatusWriter:
         self._written[name] = (version, says)
 
 
-def _timeless(parents: Iterable[Object]) -> list[Object]:
+def _timeless(entries: Iterable[Object]) -> list[Object]:
     return [
         {
             **entry,
@@ -175,5 +200,5 @@ def _timeless(parents: Iterable[Object]) -> list[Object]:
                 for condition in entry.get("conditions") or []
             ],
         }
-        for entry in parents
+        for entry in entries
     ]

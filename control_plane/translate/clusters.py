@@ -28,6 +28,14 @@ from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import UInt32Value
 
 from control_plane.model.discovery import Dialect
+from control_plane.model.policy import (
+    DEFAULT_SETTINGS,
+    Connections,
+    LoadBalancer,
+    RetryBudget,
+    TrafficSettings,
+)
+from control_plane.model.policy import OutlierDetection as Ejection
 from control_plane.model.service import AppProtocol, EndpointSlice, Service, ServicePort, WorkloadPort
 from control_plane.translate import tls
 from control_plane.translate.names import inbound_cluster_name
@@ -38,7 +46,6 @@ from mesh_api.spiffe import SpiffeId
 PEAK_EWMA = "type.googleapis.com/envoy.extensions.load_balancing_policies.peak_ewma.v3alpha.PeakEwma"
 """Contributed to Envoy, so its schema is not in the common bindings; its fields all have defaults."""
 
-CONNECT_TIMEOUT = 1.0
 STREAM_WINDOW = 256 * 1024
 CONNECTION_WINDOW = 1024 * 1024
 _UNLIMITED = 2**32 - 1
@@ -52,8 +59,10 @@ def service_cluster(
     slices: Iterable[EndpointSlice],
     dialect: Dialect,
     trust_domain: str,
+    settings: TrafficSettings = DEFAULT_SETTINGS,
 ) -> Cluster:
-    """The cluster of one port of a Service; its endpoints come over EDS under the same name."""
+    """The cluster of one port of a Service; its endpoints come over EDS under the same name. `settings` are
+    those of the port's policy."""
     accounts = {
         item.service_account
         for item in slices
@@ -66,16 +75,17 @@ def service_cluster(
         eds_cluster_config=Cluster.EdsClusterConfig(
             eds_config=ConfigSource(ads=AggregatedConfigSource(), resource_api_version=ApiVersion.V3)
         ),
-        connect_timeout=duration(CONNECT_TIMEOUT),
-        load_balancing_policy=_balancing(),
-        circuit_breakers=_circuit_breakers(),
+        connect_timeout=duration(settings.connections.connect_timeout),
+        load_balancing_policy=_balancing(settings.load_balancer),
+        circuit_breakers=_circuit_breakers(settings.connections, settings.retry_budget),
     )
     if identities:
         cluster.transport_socket.CopyFrom(tls.upstream(identities, dialect))
     if dialect is Dialect.GRPC:
         # C-core would switch on the success-rate ejection that the message has by default (gRFC A50).
         return cluster
-    cluster.outlier_detection.CopyFrom(_outlier_detection())
+    if settings.outlier_detection is not None:
+        cluster.outlier_detection.CopyFrom(_outlier_detection(settings.outlier_detection))
     if identities or port.protocol is AppProtocol.HTTP2:
         cluster.typed_extension_protocol_options[_HTTP_OPTIONS].CopyFrom(pack(_http2()))
     return cluster
@@ -91,11 +101,11 @@ def inbound_cluster(workload: WorkloadPort) -> Cluster:
     cluster = Cluster(
         name=name,
         type=Cluster.STATIC,
-        connect_timeout=duration(CONNECT_TIMEOUT),
+        connect_timeout=duration(DEFAULT_SETTINGS.connections.connect_timeout),
         load_assignment=ClusterLoadAssignment(
             cluster_name=name, endpoints=[LocalityLbEndpoints(lb_endpoints=[endpoint])]
         ),
-        circuit_breakers=_circuit_breakers(),
+        circuit_breakers=_circuit_breakers(DEFAULT_SETTINGS.connections, DEFAULT_SETTINGS.retry_budget),
     )
     cluster.typed_extension_protocol_options[_HTTP_OPTIONS].CopyFrom(pack(options))
     if workload.settings.captured:
@@ -104,26 +114,23 @@ def inbound_cluster(workload: WorkloadPort) -> Cluster:
     return cluster
 
 
-def _balancing() -> LoadBalancingPolicy:
-    """First known policy wins: our sidecar takes the first, Envoy the second, gRPC the third."""
+_PREFERRED = (LoadBalancer.PEAK_EWMA, LoadBalancer.LEAST_REQUEST, LoadBalancer.ROUND_ROBIN)
+
+
+def _balancing(wanted: LoadBalancer) -> LoadBalancingPolicy:
+    """The first known policy wins, so the list begins with the one that is wanted: our sidecar knows all
+    three, Envoy not the first, gRPC the last alone."""
     least_request = LeastRequest()
     least_request.locality_lb_config.locality_weighted_lb_config.SetInParent()
-    return LoadBalancingPolicy(
-        policies=[
-            _policy("peak_ewma", Any(type_url=PEAK_EWMA)),
-            _policy("least_request", pack(least_request)),
-            _policy(
-                "wrr_locality",
-                pack(
-                    WrrLocality(
-                        endpoint_picking_policy=LoadBalancingPolicy(
-                            policies=[_policy("round_robin", pack(RoundRobin()))]
-                        )
-                    )
-                ),
-            ),
-        ]
+    round_robin = WrrLocality(
+        endpoint_picking_policy=LoadBalancingPolicy(policies=[_policy("round_robin", pack(RoundRobin()))])
     )
+    policies = [
+        _policy("peak_ewma", Any(type_url=PEAK_EWMA)),
+        _policy("least_request", pack(least_request)),
+        _policy("wrr_locality", pack(round_robin)),
+    ]
+    return LoadBalancingPolicy(policies=policies[_PREFERRED.index(wanted) :])
 
 
 def _policy(name: str, config: Message) -> LoadBalancingPolicy.Policy:
@@ -134,31 +141,30 @@ def _policy(name: str, config: Message) -> LoadBalancingPolicy.Policy:
     )
 
 
-def _circuit_breakers() -> CircuitBreakers:
-    """No caps unless a policy asks for them: a default that no one chose would fail healthy traffic.
-    Retries alone are always limited."""
-    unlimited = UInt32Value(value=_UNLIMITED)
+def _circuit_breakers(limits: Connections, budget: RetryBudget) -> CircuitBreakers:
+    """What is not limited has to say so: Envoy's own defaults are low."""
     return CircuitBreakers(
         thresholds=[
             CircuitBreakers.Thresholds(
-                max_connections=unlimited,
-                max_pending_requests=unlimited,
-                max_requests=unlimited,
+                max_connections=UInt32Value(value=limits.max_connections or _UNLIMITED),
+                max_pending_requests=UInt32Value(value=limits.max_pending_requests or _UNLIMITED),
+                max_requests=UInt32Value(value=limits.max_requests or _UNLIMITED),
                 retry_budget=CircuitBreakers.Thresholds.RetryBudget(
-                    budget_percent=Percent(value=20.0), min_retry_concurrency=UInt32Value(value=10)
+                    budget_percent=Percent(value=budget.percent),
+                    # Our sidecar takes it for retries a second.
+                    min_retry_concurrency=UInt32Value(value=budget.min_retries_per_second),
                 ),
             )
         ]
     )
 
 
-def _outlier_detection() -> OutlierDetection:
-    """A replica that fails five times in a row rests for a second, longer each time; never more than half."""
+def _outlier_detection(wanted: Ejection) -> OutlierDetection:
     return OutlierDetection(
-        consecutive_5xx=UInt32Value(value=5),
-        base_ejection_time=duration(1.0),
-        max_ejection_time=duration(60.0),
-        max_ejection_percent=UInt32Value(value=50),
+        consecutive_5xx=UInt32Value(value=wanted.consecutive_failures),
+        base_ejection_time=duration(wanted.base_ejection_time),
+        max_ejection_time=duration(wanted.max_ejection_time),
+        max_ejection_percent=UInt32Value(value=wanted.max_ejection_percent),
     )
 
 

@@ -58,6 +58,7 @@ AFTER: dict[str, tuple[Look, ...]] = {
         sidecar_facts.versions,
     ),
     "routes": (route_facts.routes,),
+    "policies": (route_facts.policies,),
 }
 _INTERVAL = 2.0
 """Seconds between two looks of `--wait`."""

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 
+from mesh_api.names import GROUP
 from pilotfish.operator import kinds
 from pilotfish.operator.errors import ApiError
 from pilotfish.operator.facts import Fact, failed, ok, some, warning
@@ -17,7 +18,7 @@ from pilotfish.operator.world import World
 
 NATIVE_SIDECARS = (1, 29)
 """First version of Kubernetes whose init containers may run on (SidecarContainers, on by default)."""
-OWN_DEFINITIONS: tuple[str, ...] = ()
+OWN_DEFINITIONS: tuple[str, ...] = (f"trafficpolicies.{GROUP}",)
 """CustomResourceDefinitions of `deploy/k8s`."""
 CLOCK_WARNING = 5.0
 CLOCK_FAILURE = 60.0
@@ -40,9 +41,11 @@ READING: tuple[Right, ...] = (
     ("get", kinds.WEBHOOKS, "", ""),
     ("list", kinds.HTTP_ROUTES, "each", ""),
     ("list", kinds.GRPC_ROUTES, "each", ""),
+    ("list", kinds.TRAFFIC_POLICIES, "each", ""),
 )
 INSTALLING: tuple[Right, ...] = (
     ("create", kinds.NAMESPACES, "", ""),
+    ("create", kinds.DEFINITIONS, "", ""),
     ("create", kinds.CLUSTER_ROLES, "", ""),
     ("create", kinds.CLUSTER_ROLE_BINDINGS, "", ""),
     ("create", kinds.WEBHOOKS, "", ""),

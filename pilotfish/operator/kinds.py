@@ -12,7 +12,7 @@ from mesh_api.names import GROUP
 INJECT = f"{GROUP}/inject"
 """Label of namespaces whose pods get sidecars, and of pods that do not want one."""
 CONTROLLER = f"{GROUP}/controller"
-"""Who we are in the status of routes."""
+"""Who we are in the status of routes and policies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ CLUSTER_ROLES = Kind("rbac.authorization.k8s.io", "v1", "clusterroles")
 CLUSTER_ROLE_BINDINGS = Kind("rbac.authorization.k8s.io", "v1", "clusterrolebindings")
 HTTP_ROUTES = Kind(GATEWAY_GROUP, "v1", "httproutes")
 GRPC_ROUTES = Kind(GATEWAY_GROUP, "v1", "grpcroutes")
+TRAFFIC_POLICIES = Kind(GROUP, "v1alpha1", "trafficpolicies")
 ACCESS_REVIEWS = Kind("authorization.k8s.io", "v1", "selfsubjectaccessreviews")
 
 

@@ -108,6 +108,7 @@ class World:
         return self._system(kinds.SERVICES, name)
 
     def routes(self, kind: Kind) -> list[Object]:
+        """Or policies; none where the cluster does not have the kind."""
         return self._once(kind.plural, lambda: self.api.items(kind, self.namespace))
 
     def definition(self, name: str) -> Object | None:

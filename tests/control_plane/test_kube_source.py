@@ -23,13 +23,15 @@ from control_plane.model.service import (
     Workload,
     WorkloadSettings,
 )
-from control_plane.sources.kubernetes import KubernetesSource
+from control_plane.sources.kubernetes import ClusterState, KubernetesSource
 from control_plane.sources.route_admission import RouteVerdict
 from tests.support import kube_api
 from tests.support.kube_api import KubeApi, endpoint, pod
 from tests.support.kubernetes import account, backend, endpoint_slice, grant, parent, route, service
 
 USERS = ServiceKey("shop", "users")
+KINDS = len(ClusterState(lambda: None).stores)
+"""How many are watched."""
 
 
 @pytest.fixture(autouse=True)
@@ -355,16 +357,16 @@ def test_changes_arrive_by_the_watch_and_bookmarks_move_it_on(
     async def scenario(api: KubeApi) -> None:
         users(api, "users-a")
         async with following(api) as follower:
-            await follower.until(lambda: api.watches == 8)
+            await follower.until(lambda: api.watches == KINDS)
             api.put(service("carts"))
             await follower.until(lambda: len(follower.mesh.services) == 2)
             api.delete("Service", "users")
             await follower.until(lambda: set(follower.mesh.services) == {ServiceKey("shop", "carts")})
             await api.bookmark()
             bookmark = str(api._version)
-            await follower.until(lambda: heard.count(bookmark) == 8)
+            await follower.until(lambda: heard.count(bookmark) == KINDS)
             await api.drop_watches()
-            await follower.until(lambda: api.watches == 8)
+            await follower.until(lambda: api.watches == KINDS)
             [first, again] = [r for r in api.seen("GET", "/services") if "watch" in r.query]
             assert again.query["resourceVersion"] == bookmark
             assert first.query["allowWatchBookmarks"] == "true"
@@ -377,7 +379,7 @@ def test_events_of_a_cut_watch_are_not_lost(tmp_path: Path) -> None:
     async def scenario(api: KubeApi) -> None:
         users(api, "users-a")
         async with following(api) as follower:
-            await follower.until(lambda: api.watches == 8)
+            await follower.until(lambda: api.watches == KINDS)
             await api.drop_watches()
             api.put(service("carts"))
             await follower.until(lambda: len(follower.mesh.services) == 2)
@@ -395,7 +397,7 @@ def test_after_410_everything_is_read_anew_and_nothing_is_dropped_meanwhile(
         users(api, "users-a", "users-b")
         api.put(service("carts"))
         async with following(api) as follower:
-            await follower.until(lambda: api.watches == 8)
+            await follower.until(lambda: api.watches == KINDS)
             published = len(follower.meshes)
             api.max_page = 1
             if cut:
@@ -449,10 +451,10 @@ def test_losing_the_api_server_disturbs_nothing_and_is_said(tmp_path: Path) -> N
     async def scenario(api: KubeApi) -> None:
         users(api, "users-a")
         async with following(api) as follower:
-            await follower.until(lambda: api.watches == 8)
+            await follower.until(lambda: api.watches == KINDS)
             served = follower.mesh
             await api.down()
-            await follower.until(lambda: len(follower.source.problems) == 8)
+            await follower.until(lambda: len(follower.source.problems) == KINDS)
             assert {p.severity for p in follower.source.problems} == {Severity.WARNING}
             assert "what was read last stays in use" in follower.source.problems[0].message
             assert follower.mesh == served
@@ -482,7 +484,7 @@ def test_a_server_that_fails_now_and_then_is_asked_again(tmp_path: Path) -> None
         api.answer(503, times=5)
         api.answer(500, watch=True, times=5)
         async with following(api) as follower:
-            await follower.until(lambda: api.watches == 8)
+            await follower.until(lambda: api.watches == KINDS)
             assert addresses(follower.mesh) == {"users": ("10.0.0.1",)}
 
     run(tmp_path, scenario)
@@ -538,11 +540,11 @@ def test_routes_in_use_outlive_a_server_that_denies_their_kind_while_it_starts(t
         users(api, "users-a")
         api.put(route("r", {"backendRefs": [backend("users")]}))
         async with following(api) as follower:
-            await follower.until(lambda: api.watches == 8)
+            await follower.until(lambda: api.watches == KINDS)
             published = len(follower.meshes)
             api.answer(404, path="/httproutes", times=2)
             await api.drop_watches()
-            await follower.until(lambda: api.watches == 8)
+            await follower.until(lambda: api.watches == KINDS)
             api.put(service("carts"))
             await follower.until(lambda: len(follower.mesh.services) == 2)
             assert all(mesh.routes for mesh in follower.meshes[published:])

@@ -19,7 +19,7 @@ from control_plane.sources import status_writer
 from control_plane.sources.kube_objects import RouteFacts
 from control_plane.sources.kubernetes import KubernetesSource
 from control_plane.sources.route_admission import Condition, RouteVerdict
-from control_plane.sources.status_writer import CONTROLLER, StatusWriter, wanted_parents
+from control_plane.sources.status_writer import CONTROLLER, StatusWriter, wanted_entries
 from tests.support.kube_api import KubeApi
 from tests.support.kubernetes import backend, parent, route, service
 
@@ -38,7 +38,7 @@ def verdict(*conditions: Condition, status: object = (), generation: int = 3) ->
 
 
 def test_a_new_route_gets_its_conditions() -> None:
-    assert wanted_parents(verdict(ACCEPTED), THEN) == [
+    assert wanted_entries(verdict(ACCEPTED), THEN) == [
         {
             "parentRef": {"group": "", "kind": "Service", "name": "users"},
             "controllerName": "mesh.pilotfish.dev/controller",
@@ -57,31 +57,31 @@ def test_a_new_route_gets_its_conditions() -> None:
 
 
 def test_what_the_status_says_already_is_not_written_again() -> None:
-    written = wanted_parents(verdict(ACCEPTED), THEN)
-    assert wanted_parents(verdict(ACCEPTED, status=written), LATER) is None
+    written = wanted_entries(verdict(ACCEPTED), THEN)
+    assert wanted_entries(verdict(ACCEPTED, status=written), LATER) is None
 
 
 def test_the_time_of_a_condition_changes_with_its_status_alone() -> None:
-    written = wanted_parents(verdict(ACCEPTED), THEN)
-    [same] = wanted_parents(verdict(ACCEPTED, status=written, generation=4), LATER) or []
+    written = wanted_entries(verdict(ACCEPTED), THEN)
+    [same] = wanted_entries(verdict(ACCEPTED, status=written, generation=4), LATER) or []
     assert same["conditions"][0]["observedGeneration"] == 4
     assert same["conditions"][0]["lastTransitionTime"] == "2026-01-01T00:00:00Z"
     refused = Condition("Accepted", False, "NoMatchingParent", "gone")
-    [other] = wanted_parents(verdict(refused, status=written), LATER) or []
+    [other] = wanted_entries(verdict(refused, status=written), LATER) or []
     assert other["conditions"][0]["lastTransitionTime"] == "2026-02-02T00:00:00Z"
 
 
 def test_what_other_controllers_say_stays() -> None:
-    parents = wanted_parents(verdict(ACCEPTED, status=[FOREIGN]), THEN)
+    parents = wanted_entries(verdict(ACCEPTED, status=[FOREIGN]), THEN)
     assert parents is not None
     assert parents[0] == FOREIGN
-    assert wanted_parents(verdict(ACCEPTED, status=parents), LATER) is None
+    assert wanted_entries(verdict(ACCEPTED, status=parents), LATER) is None
 
 
 def test_a_parent_that_the_route_no_longer_names_loses_its_entry() -> None:
-    written = wanted_parents(verdict(ACCEPTED, status=[FOREIGN]), THEN)
+    written = wanted_entries(verdict(ACCEPTED, status=[FOREIGN]), THEN)
     facts = verdict(ACCEPTED, status=written).facts
-    assert wanted_parents(RouteVerdict("HTTPRoute", ("shop", "r"), facts, ()), LATER) == [FOREIGN]
+    assert wanted_entries(RouteVerdict("HTTPRoute", ("shop", "r"), facts, ()), LATER) == [FOREIGN]
 
 
 # --- against an API server ---

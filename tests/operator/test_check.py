@@ -43,6 +43,7 @@ def test_a_healthy_mesh(tmp_path: Path, capsys: Output) -> None:
             "  ✓ nodes: 1, kubelet v1.33.1",
             "  ✓ this machine's clock agrees with the API server's",
             "  ✓ Gateway API v1.3.0: HTTPRoute, GRPCRoute",
+            "  ✓ definition trafficpolicies.mesh.pilotfish.dev is installed",
             "you",
             "  ✓ you may read what this command looks at",
             "control plane",
@@ -76,7 +77,9 @@ def test_a_healthy_mesh(tmp_path: Path, capsys: Output) -> None:
             f"  ✓ versions of sidecars: 2 of {VERSION}",
             "routes",
             "  ✓ HTTPRoute: 1 accepted, and all that they name is there",
-            "0 failed, 0 to look at, 32 as they should be",
+            "policies",
+            "  ✓ TrafficPolicy: 1 accepted, and all that they name is there",
+            "0 failed, 0 to look at, 34 as they should be",
         ]
 
     in_cluster(tmp_path, scenario)
@@ -148,7 +151,7 @@ def test_a_right_that_is_missing_is_named_once_with_the_command_that_gives_it(
                 "(kubectl auth whoami)",
             )
         ]
-        assert found[-1]["name"] == "routes"
+        assert found[-1]["name"] == "policies"
 
     in_cluster(tmp_path, scenario)
 

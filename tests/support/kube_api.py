@@ -37,6 +37,7 @@ PLURALS = {
     "HTTPRoute": "httproutes",
     "GRPCRoute": "grpcroutes",
     "ReferenceGrant": "referencegrants",
+    "TrafficPolicy": "trafficpolicies",
     "ConfigMap": "configmaps",
     "MutatingWebhookConfiguration": "mutatingwebhookconfigurations",
     "Deployment": "deployments",

@@ -164,12 +164,21 @@ def route(name: str, generation: int = 1, **conditions: str) -> Object:
     }
 
 
+def policy(name: str, accepted: str) -> Object:
+    """A TrafficPolicy with the verdict of the control plane: `"True"`, or the reason why not."""
+    made = route(name, Accepted=accepted)
+    spec = {"targetRefs": [{"group": "", "kind": "Service", "name": "users"}]}
+    status = {"ancestors": made["status"]["parents"]}
+    return {**made, "kind": "TrafficPolicy", "spec": spec, "status": status}
+
+
 def install(api: KubeApi) -> None:
-    """A mesh where nothing is wrong: two replicas, two sidecars, one route."""
+    """A mesh where nothing is wrong: two replicas, two sidecars, one route, one policy."""
     api.documents["/version"] = {"gitVersion": "v1.33.1"}
     resources = [{"name": "httproutes"}, {"name": "grpcroutes"}]
     api.documents["/apis/gateway.networking.k8s.io/v1"] = {"resources": resources}
     api.put(*_cluster(), *_control_plane(), route("r", Accepted="True", ResolvedRefs="True"))
+    api.put(policy("p", "True"))
     for replica, name in zip(REPLICAS, ("users-1", "users-2"), strict=True):
         host = f"10.0.0.{name[-1]}"
         api.put(plain(replica, SYSTEM, **{"app.kubernetes.io/name": "pilotfish-control-plane"}))
@@ -195,6 +204,7 @@ def _cluster() -> list[Object]:
     info = {"nodeInfo": {"kubeletVersion": "v1.33.1"}}
     return [
         {"kind": "CustomResourceDefinition", "metadata": definition},
+        {"kind": "CustomResourceDefinition", "metadata": {"name": "trafficpolicies.mesh.pilotfish.dev"}},
         {"kind": "Node", "metadata": {"name": "node-1"}, "status": info},
         {
             "kind": "Namespace",
