@@ -18,7 +18,7 @@ from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from google.protobuf.wrappers_pb2 import UInt32Value
 
 from control_plane.model.discovery import Dialect
-from control_plane.model.service import Endpoint, EndpointSlice, ServicePort
+from control_plane.model.service import AppProtocol, Endpoint, EndpointSlice, ServicePort
 from control_plane.translate.names import address_name
 from mesh_api.names import GROUP
 
@@ -45,7 +45,7 @@ def load_assignment(
             if address not in seen and (endpoint.ready or (endpoint.serving and endpoint.terminating)):
                 seen.add(address)
                 priority = 1 if hinted and client_zone not in endpoint.hints else 0
-                zones[priority, endpoint.zone][address] = _endpoint(item, endpoint, number)
+                zones[priority, endpoint.zone][address] = _endpoint(item, endpoint, number, port.protocol)
     return ClusterLoadAssignment(
         cluster_name=name,
         endpoints=[
@@ -67,7 +67,7 @@ def _hinted(slices: Iterable[EndpointSlice], zone: str) -> bool:
     return bool(zone) and all(e.hints for e in ready) and any(zone in e.hints for e in ready)
 
 
-def _endpoint(item: EndpointSlice, endpoint: Endpoint, port: int) -> LbEndpoint:
+def _endpoint(item: EndpointSlice, endpoint: Endpoint, port: int, protocol: AppProtocol) -> LbEndpoint:
     metadata = Metadata()
     # With publishNotReadyAddresses an endpoint is ready until it is gone.
     takes_traffic = endpoint.ready and not endpoint.terminating
@@ -76,6 +76,9 @@ def _endpoint(item: EndpointSlice, endpoint: Endpoint, port: int) -> LbEndpoint:
         reached_at = item.settings.peers_port(port)
     else:
         metadata.filter_metadata["envoy.transport_socket_match"]["tlsMode"] = "disabled"
+        if protocol is AppProtocol.HTTP:
+            # One sidecar among the replicas makes the cluster HTTP/2, and nobody here translates.
+            metadata.filter_metadata[GROUP]["protocol"] = "http1"
         reached_at = port
     return LbEndpoint(
         endpoint=XdsEndpoint(

@@ -5,7 +5,9 @@
 time is read from an injected clock, and `tick` must be called every second or so.
 
 What is complete and in use stays in use while an update's dependencies are missing. A dependency that the
-control plane says does not exist counts as settled: requests that need it fail, the others do not.
+control plane says does not exist counts as settled: requests that need it fail, the others do not. A cluster
+and its endpoints come one after the other: neither is used before it fits the other, so that no endpoint with
+a sidecar is ever called in plain text.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any, Protocol
 from sidecar.config.matcher import CompiledRoutes
 from sidecar.config.references import (
     endpoints_name,
+    fits,
     listener_clusters,
     listener_route_names,
     route_clusters,
@@ -196,11 +199,16 @@ class DependencyManager:
             else:
                 held.pop(name, None)
         if type_url == ENDPOINTS and known:
-            # The most frequent update by far: nothing waits for it.
-            for name, config in self._applied.items():
-                if endpoints_name(config) in accepted or endpoints_name(config) in removed:
-                    self._apply_endpoints(name, endpoints_name(config))
-            return
+            # The most frequent update by far: nothing waits for it, but a cluster that did not fit before.
+            changed = accepted.keys() | removed
+            for config in self._applied.values():
+                if endpoints_name(config) in changed:
+                    self._apply_endpoints(config)
+            if not any(
+                config is not None and endpoints_name(config) in changed and self._applied.get(name) != config
+                for name, config in self._held[CLUSTER].items()
+            ):
+                return
         if nowhere and removed:
             for name in removed:
                 self._settle(self._authorities[name], self._wanted_answer(self._authorities[name]))
@@ -352,7 +360,10 @@ class DependencyManager:
         if name not in self._static and name not in self._held[CLUSTER]:
             return False
         config = self._wanted_cluster(name)
-        return config is None or not endpoints_name(config) or endpoints_name(config) in self._held[ENDPOINTS]
+        if config is None or not endpoints_name(config):
+            return True
+        held = self._held[ENDPOINTS]
+        return endpoints_name(config) in held and fits(config, held[endpoints_name(config)])
 
     def _apply_clusters(self, names: set[str], prune: bool) -> None:
         wanted = [config for name in names if (config := self._wanted_cluster(name)) is not None]
@@ -365,20 +376,21 @@ class DependencyManager:
                     applied.pop(name, None)
                 else:
                     applied[name] = config
-        for name, config in applied.items():
-            self._apply_endpoints(name, endpoints_name(config))
+        for config in applied.values():
+            self._apply_endpoints(config)
         if applied != self._applied:
             self._applied = applied
             self._endpoints = {name: each for name, each in self._endpoints.items() if name in applied}
             self._clusters.apply(applied)
 
-    def _apply_endpoints(self, cluster: str, name: str) -> None:
+    def _apply_endpoints(self, cluster: ClusterConfig) -> None:
+        name = endpoints_name(cluster)
         if not name or name not in self._held[ENDPOINTS]:
             return
         endpoints = self._held[ENDPOINTS][name] or EndpointsConfig(name)
-        if self._endpoints.get(cluster) != endpoints:
-            self._endpoints[cluster] = endpoints
-            self._clusters.set_endpoints(cluster, endpoints)
+        if self._endpoints.get(cluster.name) != endpoints and fits(cluster, endpoints):
+            self._endpoints[cluster.name] = endpoints
+            self._clusters.set_endpoints(cluster.name, endpoints)
 
     def _settle(self, table: _Table, wanted: RouteConfiguration | str | None) -> None:
         """Swap the table in when it is complete."""

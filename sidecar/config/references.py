@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from sidecar.config.resources import (
     ClusterConfig,
     Discovery,
+    EndpointsConfig,
     HttpConnectionManagerConfig,
     ListenerConfig,
     RouteConfiguration,
@@ -54,3 +55,11 @@ def listener_route_names(listener: ListenerConfig) -> Iterator[str]:
 def endpoints_name(cluster: ClusterConfig) -> str:
     """Name of the endpoints resource of an EDS cluster, "" for others."""
     return (cluster.eds_service_name or cluster.name) if cluster.discovery is Discovery.EDS else ""
+
+
+def fits(cluster: ClusterConfig, endpoints: EndpointsConfig | None) -> bool:
+    """Whether the endpoints can be reached as the cluster says. Where one has a sidecar the cluster must have
+    TLS; otherwise one of the two is of before the Service came into the mesh, or left it."""
+    if cluster.tls is not None or endpoints is None:
+        return True
+    return not any(each.tunnel_authority for locality in endpoints.localities for each in locality.endpoints)

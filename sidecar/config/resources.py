@@ -92,6 +92,9 @@ class EndpointConfig:
     plaintext: bool = False
     """Outside the mesh: no TLS even when the cluster has it (metadata `envoy.transport_socket_match`
     / `tlsMode: disabled`)."""
+    http1: bool = False
+    """In plain text, spoken to in HTTP/1.1 even when the cluster is HTTP/2 (metadata `mesh.pilotfish.dev` /
+    `protocol: http1`)."""
 
 
 @dataclass(frozen=True, slots=True)

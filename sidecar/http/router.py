@@ -195,6 +195,8 @@ class RouterRequest:
             self._arm_try_timeout(attempt, policy.per_try_timeout)
         if plan.tunnel:
             attempt.endpoint.acquire_tcp(attempt)
+        elif plan.grpc:
+            attempt.endpoint.acquire_grpc(attempt)
         else:
             attempt.endpoint.acquire(attempt)
 

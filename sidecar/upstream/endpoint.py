@@ -7,8 +7,9 @@ health. The router picks one from the cluster and asks it for a stream.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from sidecar.config.resources import ClusterConfig, EndpointConfig, Health, SocketAddress
+from sidecar.config.resources import ClusterConfig, EndpointConfig, Health, Http2Options, SocketAddress
 from sidecar.telemetry.metrics import ClusterStats, EndpointStats
 from sidecar.upstream.context import ConnectionLimits, StreamWaiter, UpstreamContext
 from sidecar.upstream.host import Ejection, Host
@@ -18,22 +19,37 @@ from sidecar.upstream.tcp_pool import TcpPool
 
 __all__ = ["Endpoint", "StreamWaiter", "identity"]
 
-EndpointIdentity = tuple[SocketAddress, str, str, bool]
+EndpointIdentity = tuple[SocketAddress, str, str, bool, bool]
 
 
 def identity(config: EndpointConfig) -> EndpointIdentity:
     """What makes two configurations the same endpoint: all but weight and health. A Pod that got the
     address of another is a new endpoint, with none of the other's history."""
-    return config.address, config.hostname, config.tunnel_authority, config.plaintext
+    return config.address, config.hostname, config.tunnel_authority, config.plaintext, config.http1
 
 
 class Endpoint(Host):
     """`acquire(waiter)` gives the waiter a stream: at once when a ready connection has room, else when there
-    is one, else `on_connect_failure`."""
+    is one, else `on_connect_failure`. `acquire_grpc` does so for a gRPC call, which is HTTP/2 by definition:
+    an application in plain text gets it as such, whatever other requests are sent as."""
 
-    __slots__ = ("_tcp", "acquire", "config", "locality", "name", "pool", "stats")
+    __slots__ = (
+        "_ended",
+        "_grpc",
+        "_make_grpc",
+        "_tcp",
+        "acquire",
+        "acquire_grpc",
+        "config",
+        "locality",
+        "name",
+        "pool",
+        "stats",
+    )
 
     acquire: Callable[[StreamWaiter], None]
+    acquire_grpc: Callable[[StreamWaiter], None]
+    _make_grpc: Callable[[], HttpPool]
 
     def __init__(
         self,
@@ -49,10 +65,33 @@ class Endpoint(Host):
         self.locality = ""
         self.name = config.hostname or str(config.address)
         self.stats = stats
-        self.pool = HttpPool(context, cluster, config.address, config.plaintext, limits, cluster_stats)
-        # Bound once: this is called for every request.
-        self.acquire = self.pool.acquire
         self._tcp = TcpPool(context, cluster, config.address, config.plaintext, limits, cluster_stats)
+
+        def pool_of(http2: Http2Options | None) -> HttpPool:
+            own = cluster if cluster.http2 == http2 else replace(cluster, http2=http2)
+            return HttpPool(context, own, config.address, config.plaintext, limits, cluster_stats)
+
+        plain = cluster.tls is None or config.plaintext
+        self.pool = pool_of(None if plain and config.http1 else cluster.http2)
+        # Bound once: these are called for every request.
+        self.acquire = self.acquire_grpc = self.pool.acquire
+        self._grpc: HttpPool | None = None
+        self._ended: Callable[[HttpPool], None] | None = None
+        if plain and self.pool.http2 is None:
+            # Made for the first call: few applications are asked for both.
+            self._make_grpc = lambda: pool_of(cluster.http2 or Http2Options())
+            self.acquire_grpc = self._acquire_grpc
+
+    def _acquire_grpc(self, waiter: StreamWaiter) -> None:
+        if self._grpc is None:
+            self._grpc = self._make_grpc()
+            self._grpc.address = self.address
+            if self._ended is not None:
+                self._ended(self._grpc)
+        self._grpc.acquire(waiter)
+
+    def _pools(self) -> tuple[HttpPool, ...]:
+        return (self.pool,) if self._grpc is None else (self.pool, self._grpc)
 
     @property
     def address(self) -> SocketAddress:
@@ -70,7 +109,7 @@ class Endpoint(Host):
 
     @property
     def connections(self) -> int:
-        return self.pool.connections + self._tcp.connections
+        return sum(pool.connections for pool in self._pools()) + self._tcp.connections
 
     def acquire_tcp(self, waiter: StreamWaiter) -> None:
         """A fresh TCP connection as one stream."""
@@ -78,20 +117,27 @@ class Endpoint(Host):
 
     def cancel(self, waiter: StreamWaiter) -> None:
         """The waiter, which has no stream yet, wants none any more."""
-        self.pool.cancel(waiter)
+        for pool in self._pools():
+            pool.cancel(waiter)
         self._tcp.cancel(waiter)
 
     def resolve_to(self, address: SocketAddress) -> None:
         """LOGICAL_DNS: connections made from now on go to this address; open ones stay."""
-        self.pool.address = self._tcp.address = address
+        self._tcp.address = address
+        for pool in self._pools():
+            pool.address = address
 
     def drain(self) -> None:
         """Out of use: idle connections close, streams finish."""
-        self.pool.drain()
+        self._ended = HttpPool.drain
+        for pool in self._pools():
+            pool.drain()
 
     def abort(self) -> None:
         """Drop all connections."""
-        self.pool.abort()
+        self._ended = HttpPool.abort
+        for pool in self._pools():
+            pool.abort()
         self._tcp.abort()
 
     def describe(self, now: float) -> dict[str, object]:
@@ -100,6 +146,7 @@ class Endpoint(Host):
         return {
             "name": self.name,
             "address": str(self.address),
+            "protocol": "HTTP/1.1" if self.pool.http2 is None else "HTTP/2",
             "locality": self.locality,
             "priority": self.priority,
             "weight": self.weight,
@@ -110,7 +157,7 @@ class Endpoint(Host):
             "active": self.active,
             "latency_ms": round(latency(self, now) * 1000, 3) if self.latency_ewma else None,
             "connections": self.connections,
-            "pending": self.pool.pending,
+            "pending": sum(pool.pending for pool in self._pools()),
             "requests": self.stats.requests,
             "failures": self.stats.failures,
         }

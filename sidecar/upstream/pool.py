@@ -44,7 +44,7 @@ class HttpPool:
         self.source_addresses = config.source_addresses
         self._config = config
         self._tls = None if plaintext else config.tls
-        self._http2 = config.http2
+        self.http2 = config.http2
         self._limits = limits
         self._stats = stats
         self._time = context.loop.time
@@ -68,7 +68,7 @@ class HttpPool:
             codec = conn.codec
             if codec.available > 0:
                 stream = codec.open_stream(waiter)
-                if self._http2 is None:
+                if self.http2 is None:
                     usable.pop()
                     conn.listed = False
                 conn.served = True
@@ -148,12 +148,12 @@ class HttpPool:
             self._fail_pending(f"no connection to {self.address}: this side is shutting down")
             return
         # What an HTTP/2 peer will take is not known before its SETTINGS: one at a time.
-        wanted = min(len(self._pending), 1) if self._http2 is not None else len(self._pending)
+        wanted = min(len(self._pending), 1) if self.http2 is not None else len(self._pending)
         limits = self._limits
         while len(self._connecting) < wanted:
             if limits.connections >= limits.max_connections and self._has_live():
                 return  # served by those it has; an endpoint without any gets one whatever the limit
-            if self._http2 is not None and any(self._grants_nothing(conn) for conn in self._open):
+            if self.http2 is not None and any(self._grants_nothing(conn) for conn in self._open):
                 return  # a peer that allows no streams would otherwise get connections without end
             conn = ClientConnection(self)
             self._connecting.add(conn)
@@ -196,9 +196,9 @@ class HttpPool:
         return self.context.tls.client(self._tls) if self._tls is not None else None
 
     def make_codec(self, conn: ClientConnection) -> Codec:
-        if self._http2 is None:
+        if self.http2 is None:
             return self.context.make_h1(conn)
-        return self.context.make_h2(conn, self._http2, trusted_peer=conn.peer.alpn == MESH_ALPN)
+        return self.context.make_h2(conn, self.http2, trusted_peer=conn.peer.alpn == MESH_ALPN)
 
     def connection_ready(self, conn: ClientConnection) -> None:
         self._connecting.discard(conn)
@@ -256,7 +256,7 @@ class HttpPool:
         if conn.state is not ConnectionState.READY:
             return
         timeout = self._idle_timeout
-        if self._http2 is None:
+        if self.http2 is None:
             announced: float | None = getattr(conn.codec, "keep_alive_timeout", None)
             if announced is not None:
                 allowed = max(announced - KEEP_ALIVE_MARGIN, 0.0)

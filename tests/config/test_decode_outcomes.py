@@ -267,15 +267,23 @@ def test_endpoint_health_weight_and_metadata() -> None:
     put(tree, f"{ENDPOINT}.load_balancing_weight", 7)
     put(tree, f"{ENDPOINT}.endpoint.hostname", "app-1")
     metadata = {
-        "mesh.pilotfish.dev": {"tunnel": "10.0.0.1:80"},
+        "mesh.pilotfish.dev": {"tunnel": "10.0.0.1:80", "protocol": "http1"},
         "envoy.transport_socket_match": {"tlsMode": "disabled"},
     }
     put(tree, f"{ENDPOINT}.metadata", {"filter_metadata": metadata})
     endpoints = cluster(tree).endpoints
     assert endpoints is not None
     assert endpoints.localities[0].endpoints == (
-        EndpointConfig(SocketAddress("127.0.0.1", 8080), 7, Health.DRAINING, "app-1", "10.0.0.1:80", True),
+        EndpointConfig(
+            SocketAddress("127.0.0.1", 8080), 7, Health.DRAINING, "app-1", "10.0.0.1:80", True, True
+        ),
     )
+
+
+def test_an_endpoints_protocol_is_http1_or_the_clusters() -> None:
+    metadata = {"filter_metadata": {"mesh.pilotfish.dev": {"protocol": "http3"}}}
+    with pytest.raises(ConfigError, match=r'lb_endpoints\[0\].metadata.*"protocol".*http3 is not supported'):
+        cluster(put(small(), f"{ENDPOINT}.metadata", metadata))
 
 
 def test_a_tcp_proxy_with_a_tunnel() -> None:

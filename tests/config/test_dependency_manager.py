@@ -13,16 +13,19 @@ from sidecar.config.resources import (
     Bootstrap,
     ClusterConfig,
     Discovery,
+    EndpointConfig,
     EndpointsConfig,
     FilterChainConfig,
     HttpConnectionManagerConfig,
     ListenerConfig,
+    LocalityEndpoints,
     Route,
     RouteAction,
     RouteConfiguration,
     RouteMatch,
     SocketAddress,
     TcpProxyConfig,
+    TlsConfig,
     VirtualHost,
     WeightedCluster,
 )
@@ -403,4 +406,50 @@ def test_static_clusters_of_type_eds_get_their_endpoints() -> None:
     assert world.subscribed[ENDPOINTS] == {"a"}
     assert world.applied == {}
     world.send(ENDPOINTS, EndpointsConfig("a"))
+    assert world.applied == {"a": eds("a")}
+
+
+def members(name: str, *tunnels: str) -> EndpointsConfig:
+    """Endpoints, with a sidecar where `tunnels` has something."""
+    found = tuple(EndpointConfig(SocketAddress("10.0.0.1", 80), tunnel_authority=each) for each in tunnels)
+    return EndpointsConfig(name, (LocalityEndpoints("", "", "", 0, 1, found),))
+
+
+PLAIN, MESHED = members("a", ""), members("a", "10.0.0.0:80")
+SECURED = replace(eds("a"), tls=TlsConfig())
+
+
+def test_endpoints_with_sidecars_wait_for_the_cluster_s_tls_and_the_old_ones_serve() -> None:
+    world = World()
+    world.complete()
+    world.send(ENDPOINTS, PLAIN)
+    world.send(ENDPOINTS, MESHED)
+    assert (world.applied, world.endpoints) == ({"a": eds("a")}, {"a": PLAIN})
+    world.send(CLUSTER, SECURED)
+    assert (world.applied, world.endpoints) == ({"a": SECURED}, {"a": MESHED})
+
+
+def test_a_cluster_keeps_its_tls_until_no_endpoint_has_a_sidecar() -> None:
+    world = World()
+    world.complete()
+    world.send(CLUSTER, SECURED)
+    world.send(ENDPOINTS, MESHED)
+    world.send(CLUSTER, eds("a"))
+    assert (world.applied, world.endpoints) == ({"a": SECURED}, {"a": MESHED})
+    world.send(ENDPOINTS, PLAIN)
+    assert (world.applied, world.endpoints) == ({"a": eds("a")}, {"a": PLAIN})
+
+
+def test_a_first_cluster_and_endpoints_that_do_not_fit_are_not_used() -> None:
+    """Between two states of the control plane; the second completes them."""
+    world = World()
+    answers: list[Answer] = []
+    world.manager.watch_authority("a:80", answers.append)
+    world.send(LISTENER, api("a:80", "routes-a"))
+    world.send(ROUTE, routes("routes-a", "a"))
+    world.send(CLUSTER, eds("a"))
+    world.send(ENDPOINTS, MESHED)
+    assert (answers, world.applied) == ([], {})
+    world.send(ENDPOINTS, PLAIN)
+    assert len(answers) == 1
     assert world.applied == {"a": eds("a")}

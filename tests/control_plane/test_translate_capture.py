@@ -193,6 +193,10 @@ def identities(cluster: Cluster) -> list[str]:
 
 BESIDE = endpoint_slice("users-a", "10.1.0.1", runs_as="users")
 INSTEAD = endpoint_slice("users-b", "10.1.0.2", runs_as="users", capture="enabled")
+PLAIN = {
+    "envoy.transport_socket_match": {"tlsMode": "disabled"},
+    "mesh.pilotfish.dev": {"protocol": "http1"},
+}
 SKIPPED = endpoint_slice("users-c", "10.1.0.3", runs_as="other", capture="enabled", skip_inbound_ports="8080")
 
 
@@ -200,7 +204,7 @@ def test_peers_reach_a_captured_replica_at_the_applications_port() -> None:
     assert endpoints(Dialect.PILOTFISH, BESIDE, INSTEAD, SKIPPED) == {
         "10.1.0.1": (18080, {"mesh.pilotfish.dev": {"tunnel": "10.1.0.1:8080"}}),
         "10.1.0.2": (8080, {"mesh.pilotfish.dev": {"tunnel": "10.1.0.2:8080"}}),
-        "10.1.0.3": (8080, {"envoy.transport_socket_match": {"tlsMode": "disabled"}}),
+        "10.1.0.3": (8080, PLAIN),
     }
 
 
@@ -245,9 +249,7 @@ def test_a_workload_with_a_sidecar_is_trusted_by_its_account_and_never_ejected()
 def test_other_workloads_are_reached_in_plain_text(port: WorkloadPort) -> None:
     assert identities(workload_cluster(NAME, port, Dialect.PILOTFISH, "cluster.local")) == []
     [locality] = workload_assignment(NAME, port, Dialect.PILOTFISH).endpoints
-    assert MessageToDict(locality.lb_endpoints[0].metadata)["filterMetadata"] == {
-        "envoy.transport_socket_match": {"tlsMode": "disabled"}
-    }
+    assert MessageToDict(locality.lb_endpoints[0].metadata)["filterMetadata"] == PLAIN
 
 
 @pytest.mark.parametrize(

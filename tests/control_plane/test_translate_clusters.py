@@ -21,7 +21,7 @@ from control_plane.model.service import AppProtocol, Service, ServicePort, Workl
 from control_plane.translate.clusters import inbound_cluster, service_cluster
 from control_plane.translate.endpoints import load_assignment
 from control_plane.translate.listeners import api_listener, inbound_listener
-from tests.support.kubernetes import endpoint_slice, mesh
+from tests.support.kubernetes import endpoint_slice, mesh, service
 
 USERS = "users.shop.svc.cluster.local:80"
 HTTP = ServicePort("http", 80, 8080, AppProtocol.HTTP)
@@ -282,13 +282,39 @@ def test_a_replica_outside_the_mesh_is_reached_at_its_own_port_in_plaintext() ->
         "127.0.1.3",
         8080,
         "endpoint-127-0-1-3",
-        **{"envoy.transport_socket_match": {"tlsMode": "disabled"}},
+        **{
+            "envoy.transport_socket_match": {"tlsMode": "disabled"},
+            "mesh.pilotfish.dev": {"protocol": "http1"},
+        },
     )
     [locality] = MessageToDict(assignment(OUTSIDE))["endpoints"]
     assert locality["lbEndpoints"] == [plain]
     [mixed] = MessageToDict(assignment(MESHED, OUTSIDE))["endpoints"]
     assert len(mixed["lbEndpoints"]) == 3
     assert mixed["lbEndpoints"][2] == plain
+
+
+@pytest.mark.parametrize(
+    ("declared", "spoken"), [("", "http1"), ("http", "http1"), ("grpc", None), ("redis", None)]
+)
+def test_a_replica_outside_the_mesh_is_spoken_to_as_its_application_speaks(
+    declared: str, spoken: str | None
+) -> None:
+    """Beside replicas with sidecars, whose cluster is HTTP/2."""
+    port = {"name": "main", "port": 80, "targetPort": 8080, **({"appProtocol": declared} if declared else {})}
+    ports = [{"name": "main", "port": 8080}]
+    found = mesh(
+        service("users", port),
+        endpoint_slice("users-a", "127.0.1.1", runs_as="users", ports=ports),
+        endpoint_slice("users-b", "127.0.1.2", ports=ports),
+    )
+    [users] = found.services.values()
+    [locality] = load_assignment(USERS, users.ports[0], found.slices, Dialect.PILOTFISH).endpoints
+    meshed, plain = (
+        MessageToDict(each.metadata)["filterMetadata"].get("mesh.pilotfish.dev", {})
+        for each in locality.lb_endpoints
+    )
+    assert (meshed.get("protocol"), plain.get("protocol")) == (None, spoken)
 
 
 def test_a_grpc_client_gets_no_plaintext_replicas_beside_those_with_sidecars() -> None:

@@ -12,7 +12,8 @@ import grpc
 import pytest
 
 from tests.support.clients import H2Client
-from tests.support.pairs import DOMAIN, Peer, RawApp, World, ok
+from tests.support.h2_app import start_h2_app
+from tests.support.pairs import DOMAIN, Peer, World
 from tests.support.processes import eventually
 
 LARGE = 10_000_000
@@ -107,6 +108,13 @@ def channel(world: World, greeter: Greeter, request: pytest.FixtureRequest) -> I
         yield made
 
 
+@pytest.fixture(scope="module")
+def undeclared(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An application of HTTP/2 on a port of which nothing is said."""
+    with start_h2_app(world.host, 7100, "undeclared", tmp_path_factory.mktemp("undeclared")):
+        yield "guess:7100"
+
+
 def hello(channel: grpc.Channel) -> Callable[..., Any]:
     return channel.unary_unary("/test.Greeter/Hello")
 
@@ -150,12 +158,12 @@ def test_the_deadline_is_forwarded_less_the_time_spent(channel: grpc.Channel, gr
     assert 5 < greeter.remaining < 10.2  # grpcio rounds up by 1 %
 
 
-def test_the_field_of_the_deadline_shrinks_on_its_way(world: World, web: RawApp) -> None:
-    """An application of HTTP/1 shows what the second sidecar has sent."""
-    heads = web.on("/a.B/C", ok())
+def test_the_field_of_the_deadline_shrinks_on_its_way(world: World, undeclared: str) -> None:
+    """The application shows what the second sidecar has sent."""
     with H2Client(world.proxy) as client:
-        client.fetch("/a.B/C", method="POST", authority="web", headers=[*GRPC, ("grpc-timeout", "5S")])
-    value = heads[0].partition(b"\r\ngrpc-timeout: ")[2].partition(b"\r\n")[0].decode()
+        headers = [*GRPC, ("grpc-timeout", "5S")]
+        answer = client.fetch("/a.B/C", method="POST", authority=undeclared, headers=headers)
+    value = answer.headers["echo-grpc-timeout"]
     seconds = int(value[:-1]) * {"n": 1e-9, "u": 1e-6, "m": 1e-3, "S": 1.0}[value[-1]]
     assert 3 < seconds < 5
 
@@ -177,25 +185,26 @@ def test_a_compressed_call_is_understood(channel: grpc.Channel) -> None:
     assert hello(channel)(text, timeout=20, compression=grpc.Compression.Gzip) == b"hello " + text
 
 
-def test_compressed_messages_are_passed_untouched(world: World, web: RawApp) -> None:
+def test_compressed_messages_are_passed_untouched(world: World, undeclared: str) -> None:
     """Nothing here could be decompressed."""
     message = b"\x01\x00\x00\x00\x07garbage"
-
-    def script(peer: Peer, head: bytes) -> None:
-        assert peer.exactly(4) == b"c\r\n" + message[:1]
-        received = message[:1] + peer.exactly(len(message) - 1)
-        peer.until(b"0\r\n\r\n")
-        peer.send(ok(received, "content-type: application/grpc", "grpc-encoding: gzip"))
-
-    heads = web.on("/a.B/Zip", script)
     headers = [*GRPC, ("grpc-encoding", "gzip"), ("grpc-accept-encoding", "gzip, zstd")]
     with H2Client(world.proxy) as client:
-        stream = client.send("/a.B/Zip", "POST", "web", headers, end=False)
+        stream = client.send("/a.B/Zip", "POST", undeclared, headers, end=False)
         client.data(stream, message, end=True)
         answer = client.wait(stream)
-    assert (answer.body, answer.headers["grpc-encoding"]) == (message, "gzip")
-    assert b"\r\ngrpc-encoding: gzip\r\n" in heads[0]
-    assert b"\r\ngrpc-accept-encoding: gzip, zstd\r\n" in heads[0]
+    assert answer.body == message
+    assert answer.headers["echo-grpc-encoding"] == "gzip"
+    assert answer.headers["echo-grpc-accept-encoding"] == "gzip, zstd"
+
+
+def test_a_call_is_http2_at_a_port_that_says_nothing_and_other_requests_are_http1(
+    world: World, undeclared: str
+) -> None:
+    with H2Client(world.proxy) as client:
+        assert client.fetch("/a.B/C", method="POST", authority=undeclared, headers=GRPC).status == 200
+        # What the application answers to HTTP/1.1 is no HTTP/1.1.
+        assert client.fetch("/a.B/C", method="POST", authority=undeclared).status == 502
 
 
 def test_a_hundred_streams_with_messages_in_flight(channel: grpc.Channel) -> None:

@@ -134,6 +134,9 @@ class RecordingEndpoint:
         else:
             waiter.on_connect_failure(f"{self.name} {self.mode}", self.mode == "overflow")
 
+    def acquire_grpc(self, waiter: Any) -> None:
+        self.acquire(waiter)
+
     def acquire_tcp(self, waiter: Any) -> None:
         self.tcp += 1
         self.acquire(waiter)

@@ -68,7 +68,8 @@ class Greeter:
         yield from requests
 
 
-def serve(host: str, port: int, name: str) -> None:
+def make_server(name: str, *addresses: str) -> grpc.Server:
+    """Not started yet."""
     greeter = Greeter(name)
     options = [("grpc.max_receive_message_length", LARGE), ("grpc.so_reuseport", 0)]
     server = grpc.server(ThreadPoolExecutor(16), options=options)
@@ -85,7 +86,13 @@ def serve(host: str, port: int, name: str) -> None:
         "Chat": both(greeter.chat),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    server.add_insecure_port(f"{host}:{port}")
+    for address in addresses:
+        server.add_insecure_port(address)
+    return server
+
+
+def serve(host: str, port: int, name: str) -> None:
+    server = make_server(name, f"{host}:{port}")
     server.start()
     server.wait_for_termination()
 

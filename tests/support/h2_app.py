@@ -1,7 +1,7 @@
 """An HTTP/2 application without TLS on the `h2` package: `python tests/support/h2_app.py HOST PORT NAME`.
 
-Sends a request's body back, then its trailers, each name with `echo-` before it. `/refuse` answers with a
-RST_STREAM of the code in the path: `/refuse/7`.
+Sends a request's body and its `grpc-` fields back, then its trailers, each name with `echo-` before it.
+`/refuse` answers with a RST_STREAM of the code in the path: `/refuse/7`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Connection(asyncio.Protocol):
             h2.config.H2Configuration(client_side=False, header_encoding="utf-8")
         )
         self.bodies: dict[int, bytes] = {}
+        self.fields: dict[int, list[tuple[str, str]]] = {}
         self.trailers: dict[int, list[tuple[str, str]]] = {}
         self.answers: dict[int, bytes] = {}
         self.refused: set[int] = set()
@@ -39,6 +40,9 @@ class Connection(asyncio.Protocol):
         for event in self.h2.receive_data(data):
             if isinstance(event, h2.events.RequestReceived):
                 self.bodies[event.stream_id] = b""
+                self.fields[event.stream_id] = [
+                    (f"echo-{name}", value) for name, value in event.headers if name.startswith("grpc-")
+                ]
                 path = dict(event.headers)[":path"]
                 if path.startswith("/refuse/"):
                     self.refused.add(event.stream_id)
@@ -56,7 +60,8 @@ class Connection(asyncio.Protocol):
     def start(self, stream: int) -> None:
         if stream in self.refused:
             return
-        self.h2.send_headers(stream, [(":status", "200"), ("x-replica", self.name)])
+        fields = self.fields.pop(stream)
+        self.h2.send_headers(stream, [(":status", "200"), ("x-replica", self.name), *fields])
         self.answers[stream] = self.bodies.pop(stream)
 
     def send(self) -> None:

@@ -1,4 +1,4 @@
-"""A steady stream of GETs from a thread, through a sidecar, each with its outcome."""
+"""A steady stream of requests from a thread, through a sidecar, each with its outcome."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ class Outcome(NamedTuple):
 
 
 class Load:
-    """About `rate` requests a second for `url` while the `with` block lasts."""
+    """About `rate` requests a second for `url` while the `with` block lasts; with a `body` they are POSTs."""
 
-    def __init__(self, proxy: tuple[str, int], url: str, rate: float = 50.0) -> None:
+    def __init__(
+        self, proxy: tuple[str, int], url: str, rate: float = 50.0, body: bytes | None = None
+    ) -> None:
+        self._body = body
         self._proxy = proxy
         self._url = url
         self._pause = 1.0 / rate
@@ -41,7 +44,7 @@ class Load:
         connection = http.client.HTTPConnection(*self._proxy, timeout=30)
         while not self._over.wait(self._pause):
             try:
-                connection.request("GET", self._url)
+                connection.request("POST" if self._body else "GET", self._url, self._body)
                 answer = connection.getresponse()
                 text = answer.read().decode()
                 replica = answer.headers.get("x-replica", "")

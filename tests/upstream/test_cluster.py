@@ -332,6 +332,7 @@ async def test_description_has_what_an_operator_asks_for() -> None:
     assert rows[0] == {
         "name": "pod-0",
         "address": "10.0.0.0:80",
+        "protocol": "HTTP/2",
         "locality": "r/z",
         "priority": 0,
         "weight": 1,

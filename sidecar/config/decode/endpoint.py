@@ -62,7 +62,15 @@ def _endpoint(view: View, ip_only: bool) -> EndpointConfig:
         hostname=endpoint.text("hostname"),
         tunnel_authority=_metadata(metadata, GROUP, "tunnel"),
         plaintext=_metadata(metadata, SOCKET_MATCH, "tlsMode") == "disabled",
+        http1=_http1(view, _metadata(metadata, GROUP, "protocol")),
     )
+
+
+def _http1(view: View, protocol: str) -> bool:
+    """Envoy has no protocol of an endpoint, only of a cluster; clients that do not know the key ignore it."""
+    if protocol not in ("", "http1"):
+        view.error(f"{protocol} is not supported; supported is http1", f'metadata["{GROUP}"]["protocol"]')
+    return protocol == "http1"
 
 
 def _metadata(metadata: dict[str, dict[str, object]], namespace: str, key: str) -> str:
