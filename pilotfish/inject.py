@@ -1,12 +1,14 @@
 """`pilotfish inject FILE`: adds the sidecar to the workloads of a manifest and prints the whole manifest.
 
 Documents that need no change are printed as they were, byte for byte; of those that do, comments are lost.
+Values mean to kubectl afterwards what they meant before: it reads some plain scalars as PyYAML does not.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,14 +38,28 @@ class ManifestError(Exception):
     """The manifest cannot be injected; the text says which document and why."""
 
 
+class _Plain(str):
+    """Text that was not quoted and is not to be: kubectl may read a number (`1e3`) or a boolean (`y`)."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML without dates: Kubernetes reads them as text."""
+    """YAML as kubectl reads it: dates, `12:30` and `=` are text."""
+
+    def construct_text(self, node: yaml.ScalarNode) -> str:
+        return str(node.value) if node.style else _Plain(node.value)
 
 
+_INT = re.compile(r"[-+]?(0b[01_]+|0x[\da-fA-F_]+|0[0-7_]*|[1-9][\d_]*)$")
+_FLOAT = re.compile(
+    r"[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*)([eE][-+]\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+)
+_PATTERNS = {"tag:yaml.org,2002:int": _INT, "tag:yaml.org,2002:float": _FLOAT}
+_TEXT = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value")
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    first: [(tag, _PATTERNS.get(tag, pattern)) for tag, pattern in resolvers if tag not in _TEXT]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_text)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -53,19 +69,28 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+_DOUBTFUL = re.compile(r"[yYnN]|[-+]?(\d[\d_]*\.?[\d_]*|\.[\d_]+)([eE][-+]?\d+)?|[-+]?0o[0-7_]+")
+"""What PyYAML would write without quotes, and kubectl read as a number or a boolean."""
+
+
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in value else None
+    style = "|" if "\n" in value else "'" if _DOUBTFUL.fullmatch(value) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
+def _plain(dumper: yaml.SafeDumper, value: _Plain) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", str(value))
+
+
 _Dumper.add_representer(str, _text)
+_Dumper.add_representer(_Plain, _plain)
 
 
 def run_inject(arguments: Sequence[str]) -> int:
     """The verb; returns its exit status."""
     given = _parser().parse_args(arguments)
     try:
-        text = sys.stdin.read() if given.file == "-" else Path(given.file).read_text()
+        text = (sys.stdin.buffer.read() if given.file == "-" else Path(given.file).read_bytes()).decode()
         root = given.root.read_text() if given.root else ""
         settings = InjectionSettings(
             image=given.image,
@@ -86,7 +111,8 @@ def run_inject(arguments: Sequence[str]) -> int:
         return EXIT_CONFIG
     for note in notes:
         print(note, file=sys.stderr)
-    print(output, end="")
+    sys.stdout.flush()
+    sys.stdout.buffer.write(output.encode())
     return 0
 
 
@@ -133,15 +159,24 @@ def inject_manifest(text: str, settings: InjectionSettings) -> tuple[str, list[s
             between = text[end:start]
             if between and not between.endswith("\n"):
                 between += "\n"  # `--- {` on one line
-            pieces += (between, yaml.dump(changed, Dumper=_Dumper, sort_keys=False, width=110))
+            pieces += (between, _dump(changed, "\r\n" if "\r\n" in text[start:stop] else "\n"))
             end = stop
     pieces.append(text[end:])
     return "".join(pieces), notes
 
 
+def _dump(document: Object, line_break: str) -> str:
+    return yaml.dump(
+        document, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True, line_break=line_break
+    )
+
+
 def _documents(text: str) -> Iterator[tuple[int, int, Any]]:
     """Where each document's content begins and ends in the text, and what it says. Raises ManifestError."""
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:
+        raise ManifestError(f"not YAML: {error}") from error
     number = 1
     try:
         while loader.check_node():
@@ -169,7 +204,9 @@ def _injected(document: Any, settings: InjectionSettings, number: int, notes: li
     if not isinstance(document, dict):
         return None
     if document.get("apiVersion") == "v1" and document.get("kind") == "List":
-        items = document.get("items") or []
+        items = document.get("items")
+        if not isinstance(items, list):
+            return None
         changed = [_injected(item, settings, number, notes) for item in items]
         if not any(item is not None for item in changed):
             return None

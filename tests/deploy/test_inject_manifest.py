@@ -125,6 +125,125 @@ def test_values_of_an_injected_document_keep_their_types() -> None:
     assert container["env"][0] == {"name": "SCRIPT", "value": "---\napiVersion: v1\n"}
 
 
+SCALARS = """\
+apiVersion: v1
+kind: Pod
+metadata: {name: x}
+spec:
+  containers:
+    - name: a
+      args: [%s]
+"""
+QUOTED = (
+    "1e3",
+    "1E-3",
+    "0o17",
+    "080",
+    "1_000",
+    "y",
+    "N",
+    "on",
+    "12:30",
+    "1.10",
+    "+1",
+    ".5",
+    "0x1F",
+    "~",
+    "=",
+    "",
+)
+
+
+@pytest.mark.parametrize("value", QUOTED)
+def test_text_that_kubectl_would_take_for_something_else_stays_quoted(value: str) -> None:
+    output, _ = inject_manifest(SCALARS % f'"{value}"', SETTINGS)
+    assert f"- '{value}'\n" in output
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("1e3", "1e3"),  # a number to kubectl
+        ("y", "y"),  # a boolean to kubectl
+        ("0o17", "0o17"),
+        ("12:30", "'12:30'"),  # text to kubectl, and 750 in YAML 1.1
+        ("=", "'='"),
+        ("2026-01-02", "'2026-01-02'"),
+        ("0644", "420"),
+        ("1.10", "1.1"),
+        ("no", "false"),
+        ("null", "null"),
+    ],
+)
+def test_plain_values_mean_what_kubectl_reads_in_them(before: str, after: str) -> None:
+    output, _ = inject_manifest(SCALARS % before, SETTINGS)
+    assert f"    - {after}\n" in output
+
+
+def test_line_ends_and_letters_stay_as_they_are(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    manifest = MANIFEST.replace("# the end", "# \N{LATIN SMALL LETTER E WITH ACUTE} =").replace("\n", "\r\n")
+    file = tmp_path / "windows.yaml"
+    file.write_bytes(manifest.encode())
+    assert run_inject([str(file)]) == 0
+    printed = capfdbinary.readouterr().out
+    assert printed.startswith(manifest[: manifest.index("---\r\napiVersion: apps/v1")].encode())
+    assert printed.endswith(manifest[manifest.index("---\r\n# ") :].encode())
+    assert printed.count(b"\n") == printed.count(b"\r\n")
+    file.write_bytes(printed)
+    assert run_inject([str(file)]) == 0
+    assert capfdbinary.readouterr().out == printed
+
+
+NASTY = {
+    "a byte order mark": "\ufeff" + MANIFEST,
+    "a directive, empty documents and an end": "%YAML 1.1\n---\n---\n# c\n---\n" + MANIFEST + "...\n---\n",
+    "a definition with an operator as a value": "spec: {enum: [=, '!=', =~]}\n---\n" + MANIFEST,
+    "anchors in another document": "kind: X\na: &a {b: 1}\nc: {<<: *a}\n---\n" + MANIFEST,
+}
+
+
+@pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
+def test_manifests_as_tools_write_them_are_injected_once(text: str) -> None:
+    once, notes = inject_manifest(text, SETTINGS)
+    assert sum(note.endswith("sidecar added") for note in notes) == 1
+    assert once.startswith(text[: text.index("apiVersion: apps/v1")])
+    assert once.endswith(text[text.index("---\n# the end") :])
+    twice, _ = inject_manifest(once, SETTINGS)
+    assert twice == once
+
+
+def test_what_the_pod_template_has_besides_stays() -> None:
+    text = """\
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: db, creationTimestamp: null}
+spec:
+  serviceName: db
+  selector: {matchLabels: {app: db}}
+  template:
+    metadata: {labels: {app: db}, creationTimestamp: null}
+    spec:
+      initContainers: [{name: format, image: x}]
+      containers: [{name: db, image: x, volumeMounts: [{name: data, mountPath: /data}]}]
+      volumes: [{name: config, configMap: {name: db, defaultMode: 0644}}]
+  volumeClaimTemplates:
+    - metadata: {name: data}
+      spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
+status: {replicas: 0}
+"""
+    [injected] = documents(inject_manifest(text, SETTINGS)[0])
+    [before] = documents(text)
+    spec = injected["spec"]["template"]["spec"]
+    assert [container["name"] for container in spec["initContainers"]] == ["pilotfish-sidecar", "format"]
+    assert spec["containers"][0]["name"] == "db"
+    assert spec["volumes"][0] == {"name": "config", "configMap": {"name": "db", "defaultMode": 420}}
+    for place in ("serviceName", "selector", "volumeClaimTemplates"):
+        assert injected["spec"][place] == before["spec"][place]
+    assert injected["status"] == before["status"]
+
+
 def test_anchors_are_written_out() -> None:
     text = """\
 apiVersion: v1
@@ -157,7 +276,9 @@ def test_a_template_without_metadata_gets_some() -> None:
     assert injected["spec"]["template"]["metadata"] == {"labels": {"mesh.pilotfish.dev/injected": "true"}}
 
 
-@pytest.mark.parametrize("text", ["", "---\n---\n", "# only a comment\n", "just text\n"])
+@pytest.mark.parametrize(
+    "text", ["", "---\n---\n", "# only a comment\n", "just text\n", "apiVersion: v1\nkind: List\nitems: 5\n"]
+)
 def test_what_holds_no_workload_is_printed_as_it_is(text: str) -> None:
     assert inject_manifest(text, SETTINGS) == (text, [])
 
@@ -166,6 +287,7 @@ def test_what_holds_no_workload_is_printed_as_it_is(text: str) -> None:
     ("text", "message"),
     [
         ("a: [", "document 1 is not YAML"),
+        ("a: \x07", "not YAML"),
         ("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n", "Deployment x .document 1.: spec"),
         (
             "apiVersion: v1\nkind: Pod\nmetadata: {name: x, namespace: shop}\nspec: {}\n",
@@ -182,7 +304,7 @@ def test_the_command_reads_standard_input_and_says_what_it_did(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "root.pem").write_text("ROOT\n")
-    monkeypatch.setattr(sys, "stdin", io.StringIO(MANIFEST))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(MANIFEST.encode())))
     assert run_inject(["-", "--root", str(tmp_path / "root.pem"), "--image", "x:2"]) == 0
     printed = capsys.readouterr()
     assert "image: x:2" in printed.out
