@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,7 +18,8 @@ from urllib.parse import urljoin, urlsplit
 from sidecar.config.resources import SocketAddress
 from sidecar.net.connection import ConnectError, Connection, ConnectionOwner
 from sidecar.net.grpc_messages import Deframer, frame, status_of_fields, status_of_http
-from sidecar.net.tls import TlsParameters, make_context
+from sidecar.net.openssl import TlsContext
+from sidecar.net.tls import TlsParameters
 from sidecar.probe_request import Answer, ProbeRequest
 from sidecar.protocol.events import Codec, ConnectionHandler, Field, RequestHead
 from sidecar.protocol.h1 import H1ClientCodec, H1Options
@@ -244,11 +244,7 @@ def _http2(handler: ConnectionHandler) -> Codec:
 
 def _unverified() -> TlsParameters:
     """The kubelet verifies no certificate of a probe either."""
-    context = make_context(server_side=False)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return TlsParameters(context)
+    return TlsParameters(TlsContext(server_side=False, old_too=True))
 
 
 def _varint(number: int) -> bytes:

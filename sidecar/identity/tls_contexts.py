@@ -9,19 +9,18 @@ from __future__ import annotations
 import logging
 import os
 import re
-import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sidecar.config.resources import StringMatcher, TlsConfig
 from sidecar.identity.certificate_provider import CertificateProvider
+from sidecar.net.openssl import OpenSslError, TlsContext
 from sidecar.net.peer import PeerInfo, read_certificate
-from sidecar.net.tls import TlsConfigError, TlsParameters, accept_any_peer, make_context
+from sidecar.net.tls import TlsConfigError, TlsParameters, accept_any_peer
 
-__all__ = ["TlsConfigError", "TlsContexts", "load_identity"]
+__all__ = ["TlsConfigError", "TlsContexts"]
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ class TlsContexts:
             ) from None
 
     def _make(self, config: TlsConfig, server_side: bool) -> TlsParameters:
-        context = make_context(server_side)
+        context = TlsContext(server_side)
         context.check_hostname = not server_side and bool(config.sni) and not config.uri_san_matchers
         trusted = self._load_trust(context, config)
         if server_side:
@@ -103,41 +102,42 @@ class TlsContexts:
                 )
             if trusted:
                 # As in Envoy, a certificate that is shown is verified even where none is required.
-                required = config.require_client_certificate
-                context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
+                context.verify_peer(config.require_client_certificate)
         elif not trusted:
             raise TlsConfigError("no trusted_ca to verify the server with; set validation_context.trusted_ca")
+        else:
+            context.verify_peer(required=True)
         identity = self._load_identity(context, config, server_side)
         if config.alpn:
-            context.set_alpn_protocols(list(config.alpn))
+            context.set_alpn(config.alpn)
         check = _SanCheck(config.uri_san_matchers) if config.uri_san_matchers else accept_any_peer
         # A peer that negotiates nothing means HTTP/1.1 (RFC 9113 section 3.2), so where that is offered
         # no agreement is needed.
         required_alpn = () if "http/1.1" in config.alpn else config.alpn
         return TlsParameters(context, config.sni or None, required_alpn, check, identity)
 
-    def _load_trust(self, context: ssl.SSLContext, config: TlsConfig) -> bool:
+    def _load_trust(self, context: TlsContext, config: TlsConfig) -> bool:
         pems = []
         if config.trusted_ca_file:
             pems.append(
                 (
                     config.trusted_ca_file,
-                    _read(config.trusted_ca_file, "trusted_ca").decode("ascii", "replace"),
+                    _read(config.trusted_ca_file, "trusted_ca"),
                 )
             )
         if config.trusted_ca_inline:
-            pems.append(("inline trusted_ca", config.trusted_ca_inline))
+            pems.append(("inline trusted_ca", config.trusted_ca_inline.encode()))
         if config.trusted_ca_provider:
             bundle = self._provider(config.trusted_ca_provider).trust_bundle_pem
-            pems.append((f"certificate provider {config.trusted_ca_provider!r}", bundle))
+            pems.append((f"certificate provider {config.trusted_ca_provider!r}", bundle.encode()))
         for source, pem in pems:
             try:
-                context.load_verify_locations(cadata=pem)
-            except (ssl.SSLError, ValueError) as error:
+                context.trust(pem)
+            except (OpenSslError, ValueError) as error:
                 raise TlsConfigError(f"{source} has no usable CA certificate in PEM form: {error}") from error
         return bool(pems)
 
-    def _load_identity(self, context: ssl.SSLContext, config: TlsConfig, server_side: bool) -> str:
+    def _load_identity(self, context: TlsContext, config: TlsConfig, server_side: bool) -> str:
         """Returns the first URI SAN of the certificate, "" without one."""
         if config.provider:
             provider = self._provider(config.provider)
@@ -154,13 +154,11 @@ class TlsContexts:
         else:
             return ""
         try:
-            load_identity(context, chain, key)
-            leaf = x509.load_pem_x509_certificates(chain)[0].public_bytes(Encoding.DER)
-            uri_sans, _ = read_certificate(leaf)
-        except (ssl.SSLError, ValueError) as error:
-            why = _why(error) if isinstance(error, ssl.SSLError) else str(error)
+            leaf = context.use_identity(chain, key)
+            uri_sans, _ = read_certificate(leaf.public_bytes(Encoding.DER))
+        except (OpenSslError, ValueError) as error:
             raise TlsConfigError(
-                f"certificate and private key from {source} cannot be used: {why}"
+                f"certificate and private key from {source} cannot be used: {_why(str(error))}"
             ) from error
         return uri_sans[0] if uri_sans else ""
 
@@ -184,20 +182,6 @@ class _SanCheck:
 
     def __repr__(self) -> str:
         return f"<_SanCheck {self._matchers}>"
-
-
-def load_identity(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> None:
-    """Load a certificate chain and its key from memory. Raises ssl.SSLError.
-
-    OpenSSL reads files alone, so both pass through an anonymous file in memory, never through a disk.
-    """
-    descriptor = os.memfd_create("identity", os.MFD_CLOEXEC)
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(key_pem + b"\n" + chain_pem)
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
 
 
 def _compile(matcher: StringMatcher) -> Callable[[str], bool]:
@@ -236,7 +220,5 @@ def _read(name: str, what: str) -> bytes:
         raise TlsConfigError(f"cannot read {what} file {name}: {error.strerror}") from error
 
 
-def _why(error: ssl.SSLError) -> str:
-    if error.reason == "KEY_VALUES_MISMATCH":
-        return "the key does not belong to the certificate"
-    return (error.reason or str(error)).lower().replace("_", " ")
+def _why(reason: str) -> str:
+    return "the key does not belong to the certificate" if reason == "key values mismatch" else reason

@@ -1,18 +1,19 @@
-"""TLS as bytes in, bytes out: all that knows OpenSSL below the contexts.
+"""TLS as bytes in, bytes out.
 
-`connection.py` drives a `TlsSession` over two memory BIOs. It must never touch a socket. uvloop's and
-asyncio's own TLS transports are not used: they cannot half-close, cannot take bytes that were already
-read, hide alerts, and keep hundreds of kilobytes a connection after a burst.
+`connection.py` drives a `TlsSession`, which must never touch a socket. uvloop's and asyncio's own TLS
+transports are not used: they cannot half-close, cannot take bytes that were already read, hide alerts, and
+keep hundreds of kilobytes a connection after a burst.
 """
 
 from __future__ import annotations
 
 import re
-import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from sidecar.net.openssl import TlsContext, ffi, last_error, lib
 from sidecar.net.peer import PeerInfo
 
 RECORD = 16384
@@ -27,18 +28,22 @@ MAX_FED = HEADER + RECORD + 256
 MAX_WRITTEN = 65536
 """What is encrypted at once, into several records, so that the BIO stays small enough for the caches."""
 
+BULK = 8192
+"""Above this copies cost more than calls, and a BIO that has held so much is replaced: none ever shrinks."""
+
 MAX_IDLE_BYTES = 65536
 """Bytes of records without application data (KeyUpdate, session tickets, empty records) that are taken
 before the peer is held to be hostile. Each record with data pays for RECORD of them, so that record
 padding (RFC 8446 section 5.4) is never mistaken for a flood."""
 
-_ALERT = re.compile(r"(?:tlsv\d+|sslv3)_alert_(\w+)")
+_ALERT = re.compile(r"(?:tlsv[\d.]+|sslv3|ssl/tls|tls) alert (.+)")
 _REASONS = {
-    "HTTP_REQUEST": "peer sent a plain HTTP request",
-    "WRONG_VERSION_NUMBER": "peer does not speak TLS",
-    "UNSUPPORTED_PROTOCOL": "peer does not offer TLS 1.3",
-    "UNEXPECTED_EOF_WHILE_READING": "peer closed without close_notify",
+    "http request": "peer sent a plain HTTP request",
+    "wrong version number": "peer does not speak TLS",
+    "unsupported protocol": "peer does not offer TLS 1.3",
+    "unexpected eof while reading": "peer closed without close_notify",
 }
+_CERTIFICATE_REFUSED = "certificate verify failed"
 
 
 class TlsError(Exception):
@@ -47,12 +52,6 @@ class TlsError(Exception):
 
 class TlsConfigError(Exception):
     """No context can be made from a configuration now; the text says what to do."""
-
-
-class SslObject(ssl.SSLObject):
-    """An SSLObject that remembers the server name that the client asked for."""
-
-    sni: str = ""
 
 
 def accept_any_peer(_: PeerInfo) -> str | None:
@@ -64,7 +63,7 @@ def accept_any_peer(_: PeerInfo) -> str | None:
 class TlsParameters:
     """How to secure a connection. `check_peer` returns what is wrong with the peer, or None."""
 
-    context: ssl.SSLContext
+    context: TlsContext
     server_hostname: str | None = None
     alpn_required: tuple[str, ...] = ()
     """One of these must have been negotiated; empty: any, or none."""
@@ -73,75 +72,58 @@ class TlsParameters:
     """First URI SAN of the certificate that is shown to the peer; "" when there is none."""
 
 
-def make_context(server_side: bool) -> ssl.SSLContext:
-    """An empty context with the mesh's rules: TLS 1.3 alone, no session tickets, no resumption."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.sslobject_class = SslObject
-    if server_side:
-        context.num_tickets = 0
-        context.sni_callback = _remember_sni
-    return context
-
-
-def _remember_sni(session: object, name: str | None, _: ssl.SSLContext) -> None:
-    if isinstance(session, SslObject):
-        session.sni = name or ""
-
-
-def describe(error: ssl.SSLError) -> str:
-    """An OpenSSL error in words; an alert from the peer by its name in RFC 8446 section 6."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"certificate verify failed: {error.verify_message}"
-    reason = getattr(error, "reason", None)
-    if not reason:
-        return str(error)
-    alert = _ALERT.fullmatch(reason.lower())
+def describe(reason: str) -> str:
+    """OpenSSL's reason in other words; an alert from the peer by its name in RFC 8446 section 6."""
+    alert = _ALERT.fullmatch(reason)
     if alert:
-        return f"peer sent TLS alert: {alert.group(1).replace('_', ' ')}"
-    return _REASONS.get(reason) or reason.lower().replace("_", " ")
+        return f"peer sent TLS alert: {alert.group(1)}"
+    return _REASONS.get(reason, reason)
 
 
-_thread = threading.local()
+class _Scratch(threading.local):
+    """Where a thread's sessions put what OpenSSL gives; it is taken from there at once."""
+
+    def __init__(self) -> None:
+        self.size = MAX_WRITTEN + 8 * (HEADER + 256)
+        self.view = memoryview(bytearray(self.size))
+        self.address = ffi.from_buffer(self.view)
+        self.pointer = ffi.new("char **")
 
 
-def _shared_bios() -> tuple[ssl.MemoryBIO, ssl.MemoryBIO]:
-    """The thread's incoming and outgoing BIO, both empty."""
-    bios: tuple[ssl.MemoryBIO, ssl.MemoryBIO] | None = getattr(_thread, "bios", None)
-    if bios is None:
-        bios = _thread.bios = (ssl.MemoryBIO(), ssl.MemoryBIO())
-    return bios
+_scratch = _Scratch()
+_SSL_read, _SSL_write, _SSL_get_error = lib.SSL_read, lib.SSL_write, lib.SSL_get_error
+_BIO_read, _BIO_write = lib.BIO_read, lib.BIO_write
+_WANT_READ, _ZERO_RETURN = lib.SSL_ERROR_WANT_READ, lib.SSL_ERROR_ZERO_RETURN
+_MEMORY = lib.BIO_s_mem()
 
 
 class TlsSession:
     """One TLS connection, sans-IO. First `handshake` until it is done, then `decrypt` and `encrypt`.
 
-    To be used in the thread that made it, whose sessions share their BIOs: those never shrink, and for
-    records of full size would cost each connection 44 KB. So every method leaves both empty: nothing but
-    whole records is fed to a session once its handshake is done, what OpenSSL does not take of an input is
-    taken back, and its output is taken at once.
+    To be used in the thread that made it. Its BIOs are empty when a method returns: nothing but whole records
+    is fed to it once its handshake is done, and its output is taken at once.
     """
 
     __slots__ = (
         "_idle_bytes",
         "_incoming",
-        "_object",
         "_outgoing",
         "_output",
-        "_read",
+        "_scratch",
+        "_ssl",
         "_tail",
-        "_write",
         "close_sent",
         "error",
         "peer_closed",
     )
 
     def __init__(self, parameters: TlsParameters, server_side: bool) -> None:
-        self._incoming, self._outgoing = _shared_bios()
-        hostname = None if server_side else parameters.server_hostname
-        self._object = parameters.context.wrap_bio(self._incoming, self._outgoing, server_side, hostname)
-        self._read = self._object.read
-        self._write = self._object.write
+        self._ssl = parameters.context.new_session(None if server_side else parameters.server_hostname)
+        self._incoming: Any = None
+        self._outgoing: Any = None
+        self._new_bios()
+        # Not the thread-local object itself: finding a thread's attributes costs as much as a small record.
+        self._scratch = (_scratch.address, _scratch.view, _scratch.size, _scratch.pointer)
         self._tail = b""
         """What has come of a record that is not whole."""
         self._output = b""
@@ -153,6 +135,11 @@ class TlsSession:
         self.error = ""
         """Set by `decrypt`: why the session is dead."""
 
+    def _new_bios(self) -> None:
+        """Both empty; the session owns them, and frees those that it had."""
+        self._incoming, self._outgoing = lib.BIO_new(_MEMORY), lib.BIO_new(_MEMORY)
+        lib.SSL_set_bio(self._ssl, self._incoming, self._outgoing)
+
     def handshake(self, data: bytes) -> bytes | None:
         """Go on with the handshake on `data` (b"" starts a client's).
 
@@ -160,135 +147,166 @@ class TlsSession:
         `decrypt`, even when it is empty. Whatever the outcome, `take_output` has bytes to send. Raises
         TlsError.
         """
-        self._incoming.write(data)
-        try:
-            self._object.do_handshake()
-        except ssl.SSLWantReadError:
+        if data:
+            _BIO_write(self._incoming, data, len(data))
+        result = lib.SSL_do_handshake(self._ssl)
+        waiting = result != 1 and _SSL_get_error(self._ssl, result) == _WANT_READ
+        error = "" if result == 1 or waiting else self._describe_failure()
+        self._keep_output()
+        if error:
+            raise TlsError(error)
+        if waiting:
             return None  # OpenSSL keeps what it has read
-        except ssl.SSLError as error:
-            self._incoming.read()
-            raise TlsError(describe(error)) from error
-        finally:
-            self._keep_output()
         # OpenSSL reads no further than it needs: what it left begins with a whole record.
-        return self._incoming.read()
+        rest = self._take(self._incoming)
+        self._new_bios()
+        return rest
+
+    def _describe_failure(self) -> str:
+        reason = last_error()
+        if reason == _CERTIFICATE_REFUSED:
+            why = lib.X509_verify_cert_error_string(lib.SSL_get_verify_result(self._ssl))
+            return f"{reason}: {ffi.string(why).decode()}"
+        return describe(reason) or "peer closed without close_notify"
 
     def decrypt(self, data: bytes | memoryview) -> bytes:
         """Plaintext that `data` completes; afterwards look at `peer_closed` and `error`. Never raises."""
         size = len(data)
         if self.peer_closed or self.error:
             return b""
-        if self._tail or size < HEADER or size > MAX_FED or HEADER + (data[3] << 8 | data[4]) != size:
+        if self._tail or size < HEADER or size > BULK or HEADER + (data[3] << 8 | data[4]) != size:
             return self._decrypt_records(data)
-        self._incoming.write(data)
-        try:
-            plain = self._read(size)
-        except ssl.SSLWantReadError:
+        _BIO_write(self._incoming, ffi.from_buffer(data), size)
+        address, view, capacity, _ = self._scratch
+        read = _SSL_read(self._ssl, address, capacity)
+        if read <= 0:
             self._count_idle(size)
-            self._keep_output()
+            self._stopped(read)
             return b""
-        except ssl.SSLError as error:
-            self._end(error)
-            return b""
-        if not plain:
-            self._end(None)
-        elif self._idle_bytes:
-            self._idle_bytes = max(0, self._idle_bytes + size - RECORD)
-        return plain
+        if self._idle_bytes:
+            self._count_idle(size - RECORD)
+        return bytes(view[:read])
 
     def _decrypt_records(self, data: bytes | memoryview) -> bytes:
-        """Feed record by record, because every read that finds no whole one costs an exception."""
-        parts: list[bytes] = []
-        view = memoryview(data)
-        size = len(data)
-        write, read = self._incoming.write, self._read
-        tail = self._tail
-        pos = 0
-        while pos < size and not self.error:
-            known = len(tail)
-            if known + size - pos < HEADER:
-                tail += view[pos:]
-                break
-            if known:
-                if known < HEADER:
-                    pos += HEADER - known
-                    tail += view[pos - HEADER + known : pos]
-                    known = HEADER
-                record = HEADER + (tail[3] << 8 | tail[4])
-            else:
-                record = HEADER + (data[pos + 3] << 8 | data[pos + 4])
-            start = pos
-            pos += record - known
-            if pos > size and record <= MAX_FED:
-                tail += view[start:]
-                break
-            if known:
-                write(tail)
-                tail = b""
-            write(view[start:pos])
-            try:
-                plain = read(record)
-            except ssl.SSLWantReadError:
-                self._count_idle(record)
-                self._keep_output()
-                continue
-            except ssl.SSLError as error:
-                self._end(error)
-                break
-            if not plain:
-                self._end(None)
-                break
-            parts.append(plain)
-            if self._idle_bytes:
-                self._count_idle(record - RECORD)
-        self._tail = tail
-        return b"".join(parts)
+        """Complete the record that was begun, then all whole ones from where they lie; keep the rest."""
+        tail, start = self._tail, 0
+        plain = b""
+        if tail:
+            if len(tail) < HEADER:
+                start = min(HEADER - len(tail), len(data))
+                tail += data[:start]
+            if len(tail) >= HEADER:
+                missing = HEADER + (tail[3] << 8 | tail[4]) - len(tail)
+                tail += data[start : start + missing]
+                start += missing
+            self._tail = tail
+            if len(tail) < HEADER or start > len(data):
+                return self._check_begun()
+            self._tail = b""
+            plain = self._decrypt_whole(ffi.from_buffer(tail), len(tail))
+        end = _whole_records(data, start)
+        if end > start and not (self.error or self.peer_closed):
+            plain += self._decrypt_whole(ffi.from_buffer(data) + start, end - start)
+        if end < len(data) and not (self.error or self.peer_closed):
+            self._tail = bytes(data[end:])
+            self._check_begun()
+        return plain
 
-    def _end(self, error: ssl.SSLError | None) -> None:
-        """Nothing more can be read; None and SSLZeroReturnError (after this side's own close_notify): the
-        peer says that nothing comes."""
-        if error is None or isinstance(error, ssl.SSLZeroReturnError):
+    def _check_begun(self) -> bytes:
+        """A record that claims to be larger than any may be is not waited for."""
+        tail = self._tail
+        if len(tail) >= HEADER and HEADER + (tail[3] << 8 | tail[4]) > MAX_FED:
+            return self._decrypt_whole(ffi.from_buffer(tail), len(tail))
+        return b""
+
+    def _decrypt_whole(self, records: Any, size: int) -> bytes:
+        """Plaintext of whole records at this address, read from there without a copy."""
+        incoming = lib.BIO_new_mem_buf(records, size)
+        lib.BIO_set_mem_eof_return(incoming, -1)
+        lib.SSL_set_bio(self._ssl, incoming, self._outgoing)
+        address, view, capacity, _ = self._scratch
+        total = reads = 0
+        overflow = b""
+        while (read := _SSL_read(self._ssl, address + total, capacity - total)) > 0:
+            total += read
+            reads += 1
+            if capacity - total < RECORD:
+                overflow += bytes(view[:total])
+                total = 0
+        self._count_idle(size - reads * RECORD)
+        self._stopped(read)
+        self._incoming = lib.BIO_new(_MEMORY)
+        lib.SSL_set_bio(self._ssl, self._incoming, self._outgoing)
+        return overflow + bytes(view[:total]) if overflow else bytes(view[:total])
+
+    def _stopped(self, result: int) -> None:
+        """No more plaintext for now, or for ever; OpenSSL may have something to say to the peer."""
+        code = _SSL_get_error(self._ssl, result)
+        if code == _ZERO_RETURN:
             self.peer_closed = True
-        else:
-            self.error = describe(error)
-        self._incoming.read()
+        elif code != _WANT_READ:
+            self.error = self._describe_failure()
         self._keep_output()
 
     def _keep_output(self) -> None:
-        if self._outgoing.pending:
-            self._output += self._outgoing.read()
+        self._output += self._take(self._outgoing)
+
+    def _take(self, bio: Any) -> bytes:
+        """All that a BIO holds."""
+        address, view, capacity, _ = self._scratch
+        taken = b""
+        while (size := _BIO_read(bio, address, capacity)) > 0:
+            taken += view[:size]
+        return taken
 
     def _count_idle(self, change: int) -> None:
         self._idle_bytes = max(0, self._idle_bytes + change)
-        if self._idle_bytes > MAX_IDLE_BYTES:
+        if self._idle_bytes > MAX_IDLE_BYTES and not self.error:
             self.error = f"peer sent more than {MAX_IDLE_BYTES} bytes of TLS records without application data"
 
     def encrypt(self, data: bytes) -> list[bytes]:
         """Records to write; `data` is not empty. Raises TlsError when the session is dead or closed by us."""
         if self._output:
             return [self.take_output(), *self.encrypt(data)]
-        write, take = self._write, self._outgoing.read
-        try:
-            done = write(data if len(data) <= MAX_WRITTEN else memoryview(data)[:MAX_WRITTEN])
-            records = [take()]
-            while done < len(data):
-                done += write(memoryview(data)[done : done + MAX_WRITTEN])
-                records.append(take())
-            return records
-        except ssl.SSLError as error:
-            self._keep_output()
-            raise TlsError(describe(error)) from error
+        size = len(data)
+        if size > BULK:
+            return self._encrypt_bulk(data)
+        if _SSL_write(self._ssl, data, size) != size:
+            raise self._failure()
+        address, view, capacity, _ = self._scratch
+        return [bytes(view[: _BIO_read(self._outgoing, address, capacity)])]
+
+    def _encrypt_bulk(self, data: bytes) -> list[bytes]:
+        """Record by record: a BIO that has to grow copies and wipes what it held."""
+        source = ffi.from_buffer(data)
+        address, view, capacity, _ = self._scratch
+        parts = []
+        total = 0
+        for start in range(0, len(data), RECORD):
+            size = min(RECORD, len(data) - start)
+            if _SSL_write(self._ssl, source + start, size) != size:
+                raise self._failure()
+            total += _BIO_read(self._outgoing, address + total, capacity - total)
+            if capacity - total < MAX_FED:
+                parts.append(bytes(view[:total]))
+                total = 0
+        parts.append(bytes(view[:total]))
+        self._outgoing = lib.BIO_new(_MEMORY)
+        lib.SSL_set_bio(self._ssl, self._incoming, self._outgoing)
+        return parts
+
+    def _failure(self) -> TlsError:
+        error = self._describe_failure()
+        self._keep_output()
+        return TlsError(error)
 
     def close_notify(self) -> bytes:
         """Records that tell the peer that no more data comes; reading goes on. b"" the second time."""
         if not self.close_sent and not self.error:
             self.close_sent = True
-            try:
-                self._object.unwrap()
-            except ssl.SSLWantReadError:
-                pass  # sent; the peer's own has not come yet
-            except ssl.SSLError as error:
-                self.error = describe(error)
+            # 0: sent, the peer's own has not come yet.
+            if lib.SSL_shutdown(self._ssl) < 0:
+                self.error = self._describe_failure()
             self._keep_output()
         return self.take_output()
 
@@ -299,18 +317,42 @@ class TlsSession:
 
     @property
     def alpn(self) -> str:
-        return self._object.selected_alpn_protocol() or ""
+        name, size = ffi.new("const unsigned char **"), ffi.new("unsigned int *")
+        lib.SSL_get0_alpn_selected(self._ssl, name, size)
+        return ffi.buffer(name[0], size[0])[:].decode("latin-1") if size[0] else ""
 
     @property
     def sni(self) -> str:
         """Server side: the name that the client asked for, or empty."""
-        return self._object.sni if isinstance(self._object, SslObject) else ""
+        name = lib.SSL_get_servername(self._ssl, lib.TLSEXT_NAMETYPE_host_name)
+        return ffi.string(name).decode("latin-1") if name != ffi.NULL else ""
 
     @property
     def peer_certificate(self) -> bytes | None:
         """DER, or None when the peer showed none."""
-        return self._object.getpeercert(binary_form=True)
+        certificate = lib.SSL_get_peer_certificate(self._ssl)
+        if certificate == ffi.NULL:
+            return None
+        bio = lib.BIO_new(_MEMORY)
+        lib.i2d_X509_bio(bio, certificate)
+        lib.X509_free(certificate)
+        der = self._take(bio)
+        lib.BIO_free(bio)
+        return der
 
     def __repr__(self) -> str:
         state = self.error or ("peer closed" if self.peer_closed else "open")
-        return f"<TlsSession {self._object.version()} alpn={self.alpn!r} {state}>"
+        return (
+            f"<TlsSession {ffi.string(lib.SSL_get_version(self._ssl)).decode()} alpn={self.alpn!r} {state}>"
+        )
+
+
+def _whole_records(data: bytes | memoryview, start: int) -> int:
+    """Where the last whole record that begins at `start` or later ends."""
+    size = len(data)
+    while start + HEADER <= size:
+        end = start + HEADER + (data[start + 3] << 8 | data[start + 4])
+        if end > size:
+            break
+        start = end
+    return start

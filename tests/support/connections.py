@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 import uvloop
 
 from sidecar.net.connection import Connection
-from sidecar.net.tls import TlsParameters, make_context
+from sidecar.net.openssl import TlsContext
+from sidecar.net.tls import TlsParameters
 from sidecar.protocol.events import Codec, StreamHandler
 from tests.support.certs import CertificateFiles
 
@@ -155,12 +156,12 @@ def server_tls(
     files: CertificateFiles, *, mutual: bool = True, alpn: tuple[str, ...] = ("h2",)
 ) -> TlsParameters:
     """Server parameters from files; with `mutual`, clients must show a certificate of the same CA."""
-    context = make_context(server_side=True)
-    context.load_cert_chain(files.certificate, files.private_key)
+    context = TlsContext(server_side=True)
+    context.use_identity(Path(files.certificate).read_bytes(), Path(files.private_key).read_bytes())
     if mutual:
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(files.ca)
-    context.set_alpn_protocols(list(alpn))
+        context.verify_peer(required=True)
+        context.trust(Path(files.ca).read_bytes())
+    context.set_alpn(alpn)
     return TlsParameters(context, alpn_required=alpn)
 
 
@@ -172,10 +173,10 @@ def client_tls(
     sni: str | None = None,
 ) -> TlsParameters:
     """Client parameters from files; the peer's name is not checked."""
-    context = make_context(server_side=False)
-    context.check_hostname = False
-    context.load_verify_locations(files.ca)
+    context = TlsContext(server_side=False)
+    context.verify_peer(required=True)
+    context.trust(Path(files.ca).read_bytes())
     if certificate:
-        context.load_cert_chain(files.certificate, files.private_key)
-    context.set_alpn_protocols(list(alpn))
+        context.use_identity(Path(files.certificate).read_bytes(), Path(files.private_key).read_bytes())
+    context.set_alpn(alpn)
     return TlsParameters(context, server_hostname=sni, alpn_required=alpn)
