@@ -1,4 +1,4 @@
-ARG PYTHON=python:3.12-slim-bookworm
+ARG PYTHON=python:3.12-slim
 
 FROM ${PYTHON} AS build
 WORKDIR /src

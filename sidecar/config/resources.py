@@ -377,7 +377,7 @@ class AdaptiveConcurrency:
     min_samples: int = 50
     """Responses that an update needs; an interval goes on until it has them."""
     tolerance: float = 2.0
-    """How many times as long as its work an answer takes when an overload begins (Envoy `buffer`, plus one)."""
+    """How many times as long as its work an answer takes when overload begins (Envoy `buffer`, plus one)."""
 
 
 @dataclass(frozen=True, slots=True)

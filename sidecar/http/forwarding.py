@@ -44,21 +44,20 @@ def apply_operations(fields: tuple[Field, ...], operations: Iterable[HeaderOpera
 def rewrite_request(
     head: RequestHead,
     operations: tuple[HeaderOperation, ...],
-    path: bytes,
     authority: bytes,
     added: tuple[Field, ...],
     keep_client_cert: bool,
     drop: bytes = b"",
 ) -> RequestHead:
-    """The stable part of the head to send upstream: fresh fields are left out, for `with_fresh`. `drop`
-    names one more field that does not travel on."""
+    """The stable part of the head to send upstream, for `vary`: the path is as it came, and fresh fields are
+    left out. `drop` names one more field that does not travel on."""
     fields = strip(head.fields, keep_client_cert)
     if drop:
         fields = tuple([f for f in fields if f[0] != drop])
     if operations:
         fields = apply_operations(fields, operations)
     return RequestHead(
-        head.method, head.scheme, authority, path, fields + added, protocol=head.protocol, memo={}
+        head.method, head.scheme, authority, head.path, fields + added, protocol=head.protocol, memo={}
     )
 
 

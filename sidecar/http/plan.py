@@ -1,6 +1,8 @@
 """What becomes of a request, decided once for each distinct head and route and remembered with the head.
 
-Called by the router at the start of every request; on keep-alive traffic it is one dictionary look-up.
+Called by the router at the start of every request; on keep-alive traffic it is one dictionary look-up, and
+for a path that was not seen before one match of the route table. Only the route depends on the path; the
+router puts the path into each head that it sends.
 """
 
 from __future__ import annotations
@@ -16,10 +18,14 @@ from sidecar.protocol.events import Field, RequestHead
 from sidecar.telemetry.metrics import RouteStats
 from sidecar.upstream.cluster_manager import PASSTHROUGH
 
+_MAX_PATHS = 64
+"""Paths whose route is remembered, for heads that differ in the path alone."""
+_Plans = tuple[CompiledRoutes, dict[bytes, "Plan"], dict[CompiledRoute, "Plan"]]
+
 
 @dataclass(slots=True)
 class Target:
-    """One of a route's clusters, with the head that goes there (its fresh fields left out)."""
+    """One of a route's clusters, with the head that goes there, whatever its path and fresh fields."""
 
     cluster: str
     weight: int
@@ -100,7 +106,6 @@ def _target(
     upstream = rewrite_request(
         head,
         to.request_headers + route.request_headers,
-        route.rewrite_path(head.path),
         route.host_rewrite or head.authority,
         downstream.client_cert,
         downstream.keep_client_cert,
@@ -132,20 +137,22 @@ def plan_for(
 ) -> Plan | CompiledRoute | None:
     """The plan, or the route itself when it answers without a cluster (redirect, direct response), or
     None when no route matches."""
-    memo = head.memo.get("plans")
+    memo: _Plans | None = head.memo.get("plans")
     if memo is None or memo[0] is not routes:
-        memo = (routes, {})
-        head.memo["plans"] = memo
-    plans: dict[CompiledRoute | None, Plan] = memo[1]
-    plan = plans.get(None)
+        memo = head.memo["plans"] = (routes, {}, {})
+    _, by_path, by_route = memo
+    plan = by_path.get(head.path)
     if plan is None:
         route = routes.match(head, context.random)
         if route is None or route.action is None:
             return route
-        plan = plans.get(route)
+        plan = by_route.get(route)
         if plan is None:
-            plan = make_plan(context, downstream, head, route, False)
-            plans[None if route.is_static else route] = plan
+            plan = by_route[route] = make_plan(context, downstream, head, route, False)
+        if route.is_static:
+            if len(by_path) >= _MAX_PATHS:
+                by_path.clear()
+            by_path[head.path] = plan
     for name, _ in head.fresh:
         if name in plan.sensitive:
             return make_plan(context, downstream, head, plan.route, True)

@@ -131,8 +131,8 @@ def _add_spans(exchange: Exchange) -> None:
 def _request_attributes(
     head: RequestHead, kind: int, version: str, user_agent: bytes | None, grpc: bool
 ) -> tuple[Attribute, ...]:
-    """Kept in the memo, beside what of them may come from `fresh`."""
-    beside = (version, user_agent, grpc)
+    """Kept in the memo, beside what of them the memo does not answer for."""
+    beside = (head.path, version, user_agent, grpc)
     known = head.memo.get(_MEMO_KEYS[kind])
     if known is not None and known[0] == beside:
         attributes: tuple[Attribute, ...] = known[1]

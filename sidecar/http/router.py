@@ -252,7 +252,7 @@ class RouterRequest:
                 *(f for f in fresh if f[0] != b"grpc-timeout"),
                 (b"grpc-timeout", format_grpc_timeout(left)),
             )
-        return target.head.with_fresh(fresh) if fresh else target.head
+        return target.head.vary(self.plan.route.rewrite_path(head.path), fresh)
 
     def _may_resend(self) -> bool:
         policy = self.plan.route.retry_policy if self.plan is not None else None

@@ -56,7 +56,7 @@ class RequestHead:
     pseudo-header fields, `host` (it became `authority`) or connection-specific fields.
 
     `memo` belongs to whoever forwards the request: a place to remember what was derived from everything
-    but `fresh`. Heads that differ only in `fresh` share it.
+    but `path` and `fresh`. Heads that differ only in these may share it.
     """
 
     __slots__ = ("authority", "fields", "fresh", "memo", "method", "path", "protocol", "scheme")
@@ -91,8 +91,12 @@ class RequestHead:
 
     def with_fresh(self, fresh: tuple[Field, ...]) -> RequestHead:
         """The same head with other fresh fields, sharing the memo."""
+        return self.vary(self.path, fresh)
+
+    def vary(self, path: bytes, fresh: tuple[Field, ...]) -> RequestHead:
+        """The same head with another path and other fresh fields, sharing the memo."""
         return RequestHead(
-            self.method, self.scheme, self.authority, self.path, self.fields, fresh, self.protocol, self.memo
+            self.method, self.scheme, self.authority, path, self.fields, fresh, self.protocol, self.memo
         )
 
     def __repr__(self) -> str:

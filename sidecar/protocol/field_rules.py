@@ -70,6 +70,11 @@ def is_authority(value: bytes) -> bool:
     return _AUTHORITY(value) is not None
 
 
+def is_path(value: bytes) -> bool:
+    """RFC 9113 section 8.3.1: an absolute path, with query; `*` is for a rule of its own."""
+    return value.startswith(b"/") and not value.translate(None, _PATH_OCTETS)
+
+
 def check_fresh(fresh: Iterable[Field], content_length: int) -> int | None:
     """Whether fields may follow a well-formed head as they are.
 
@@ -210,10 +215,8 @@ def _target(pseudo: dict[bytes, bytes], method: bytes) -> tuple[bytes, bytes]:
         raise MalformedError("request without :scheme or :path")
     if not _SCHEME(scheme):
         raise MalformedError(":scheme is not a scheme")
-    if not path.startswith(b"/") and not (path == b"*" and method == b"OPTIONS"):
-        raise MalformedError(":path does not begin with a slash")
-    if path.translate(None, _PATH_OCTETS):
-        raise MalformedError(":path holds forbidden characters")
+    if not is_path(path) and not (path == b"*" and method == b"OPTIONS"):
+        raise MalformedError(":path does not begin with a slash, or holds forbidden characters")
     return scheme, path
 
 

@@ -25,6 +25,7 @@ from sidecar.protocol.field_rules import (
     NO_LENGTH,
     MalformedError,
     check_fresh,
+    is_path,
     request_head,
     response_head,
     trailer_section,
@@ -68,7 +69,9 @@ class H2Codec(H2Control):
     def __init__(self, client: bool, handler: ConnectionHandler, options: H2Options | None = None) -> None:
         super().__init__(client, handler, options or H2Options())
         options = self.options
-        self._decoder = HpackDecoder(options.max_header_bytes, options.max_header_count + 5)
+        self._decoder = HpackDecoder(
+            options.max_header_bytes, options.max_header_count + 5, open_paths=not client
+        )
         self._preface_left = b"" if client else frames.PREFACE
         self._partial = bytearray()
         self._needed = 0
@@ -262,6 +265,9 @@ class H2Codec(H2Control):
             raise ConnectionFailure(ErrorCode.ENHANCE_YOUR_CALM, str(error)) from None
         stream = self.streams.get(stream_id)
         end_stream = bool(flags & frames.END_STREAM)
+        if block.path_at >= 0 and stream is not None:
+            self.stream_error(stream, ErrorCode.PROTOCOL_ERROR, ":path in a trailer section")
+            return
         if stream is None:
             if not self.client and stream_id & 1 and stream_id > self.last_opened_id:
                 self._on_request(stream_id, block, end_stream)
@@ -285,7 +291,7 @@ class H2Codec(H2Control):
             self._answer_too_large(stream_id, end_stream, block.fields)
             return
         head = block.head
-        if type(head) is RequestHead and not self._decoder.fresh:
+        if type(head) is RequestHead and not self._decoder.fresh and block.path_at < 0:
             length = block.content_length
         else:
             try:
@@ -309,23 +315,28 @@ class H2Codec(H2Control):
         """The head, shared as far as the block is."""
         head = block.head
         fresh = self._decoder.fresh
+        path = self._decoder.path
         connect = self.options.enable_connect_protocol
         if head is None:
             try:
-                head, block.content_length = request_head(block.fields, connect)
+                head, block.content_length = request_head(block.all_fields(path), connect)
             except MalformedError:
                 # Perhaps it is only incomplete.
-                if not fresh:
+                if not fresh and block.path_at < 0:
                     raise
                 head = False
             block.head = head
         if type(head) is RequestHead:
-            if not fresh:
-                return head, block.content_length
+            if block.path_at < 0:
+                path = head.path
+            elif not is_path(path):
+                return request_head(block.all_fields(path) + fresh, connect)
+            elif not fresh:
+                return head.vary(path, ()), block.content_length
             length = check_fresh(fresh, block.content_length)
             if length is not None:
-                return head.with_fresh(fresh), length if head.method != _CONNECT else NO_LENGTH
-        return request_head(block.fields + fresh, connect)
+                return head.vary(path, fresh), length if head.method != _CONNECT else NO_LENGTH
+        return request_head(block.all_fields(path) + fresh, connect)
 
     def _answer_too_large(self, stream_id: int, end_stream: bool, fields: tuple[Field, ...]) -> None:
         self.incur(_TOO_LARGE_COST, "requests with too large header sections")

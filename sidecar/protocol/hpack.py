@@ -4,7 +4,8 @@ Called by `h2.py`, one decoder a connection. A peer that repeats itself sends th
 as the dynamic table has not changed the same octets mean the same fields. So the decoder remembers whole
 blocks, and the longest prefix of a block that holds nothing but indexed fields (and pseudo-header
 literals); the object that comes back for them is always the same, and the codec hangs the validated head
-on it. It never judges what the fields mean: that is `field_rules.py`.
+on it. Where a path comes that did not come before, it remembers the indexed fields around it. It never
+judges what the fields mean: that is `field_rules.py`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ _MAX_CONTINUED = 4
 
 # Indexed fields: one octet, or 0xff and continuation octets. Possessive, so that nothing is tried twice.
 _INDEXED_RUN = re.compile(rb"(?:[\x80-\xfe]|\xff[\x80-\xff]*+[\x00-\x7f])*+").match
+_BEFORE_PATH = re.compile(rb"((?:[\x80-\xfe]|\xff[\x80-\xff]*+[\x00-\x7f])*+)\x04").match
+"""Indexed fields, then the first octet of a literal `:path` without indexing."""
 _PSEUDO_LITERALS = frozenset({*range(0x01, 0x0F), *range(0x11, 0x1F)})
 """First octets of literals without indexing whose name is a pseudo-header field's (static table)."""
 _LITERALS = frozenset(range(0x80)) - _PSEUDO_LITERALS
@@ -60,10 +63,14 @@ class NeverIndexed(tuple[bytes, bytes]):
 class HeaderBlock:
     """Fields that were decoded from a run of octets, and the heads that were made of them."""
 
-    __slots__ = ("content_length", "fields", "head", "size", "too_large", "trailers")
+    __slots__ = ("content_length", "fields", "head", "path_at", "size", "too_large", "trailers")
 
-    def __init__(self, fields: tuple[Field, ...], size: int, too_large: bool = False) -> None:
+    def __init__(
+        self, fields: tuple[Field, ...], size: int, too_large: bool = False, path_at: int = -1
+    ) -> None:
         self.fields = fields
+        self.path_at = path_at
+        """Which of the fields is the path, an empty one: it is `HpackDecoder.path`; -1: they are complete."""
         self.size = size
         """RFC 9113 section 6.5.2: octets of names and values, and 32 a field."""
         self.too_large = too_large
@@ -73,6 +80,11 @@ class HeaderBlock:
         """None: not tried yet; False: these fields alone are no valid head."""
         self.content_length = -1
         self.trailers: tuple[Field, ...] | None = None
+
+    def all_fields(self, path: bytes) -> tuple[Field, ...]:
+        """With `path` where it is left open."""
+        at = self.path_at
+        return self.fields if at < 0 else (*self.fields[:at], (b":path", path), *self.fields[at + 1 :])
 
     def __repr__(self) -> str:
         return f"<HeaderBlock fields={len(self.fields)} size={self.size}{' too large' * self.too_large}>"
@@ -85,10 +97,12 @@ class HpackDecoder:
     """One direction's decoding state.
 
     `max_bytes` and `max_count` bound the decoded list; what passes them is decoded and dropped, and a
-    list of more than eight times `max_bytes` (at least 1 MiB) raises `HpackBombError`.
+    list of more than eight times `max_bytes` (at least 1 MiB) raises `HpackBombError`. With `open_paths`
+    blocks may come back that leave their path open: see `HeaderBlock.path_at`.
     """
 
     __slots__ = (
+        "_around_paths",
         "_blocks",
         "_blocks_cost",
         "_bomb_size",
@@ -96,15 +110,24 @@ class HpackDecoder:
         "_last_shared",
         "_max_bytes",
         "_max_count",
+        "_open_paths",
         "_seen",
         "_table",
         "_table_limit",
         "_table_max",
         "_table_size",
         "fresh",
+        "path",
     )
 
-    def __init__(self, max_bytes: int, max_count: int, table_size: int = DEFAULT_TABLE_SIZE) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        max_count: int,
+        table_size: int = DEFAULT_TABLE_SIZE,
+        *,
+        open_paths: bool = False,
+    ) -> None:
         self._max_bytes = max_bytes
         self._max_count = max_count
         self._bomb_size = max(8 * max_bytes, 1 << 20)
@@ -114,11 +137,15 @@ class HpackDecoder:
         self._table_limit = table_size
         self._blocks: dict[bytes, HeaderBlock] = {}
         self._blocks_cost = 0
+        self._around_paths: dict[bytes, HeaderBlock] = {}
         self._last_prefix = b""
         self._last_shared = _EMPTY
         self._seen: set[int] = set()
         self.fresh: tuple[Field, ...] = ()
         """The fields of the last block that come after those of the returned `HeaderBlock`."""
+        self.path = b""
+        """The path of the last block, where the returned `HeaderBlock` leaves it open."""
+        self._open_paths = open_paths
 
     def decode(self, block: bytes) -> HeaderBlock:
         """The block's first fields; the rest is in `fresh`. Raises `HpackError` or `HpackBombError`."""
@@ -139,16 +166,19 @@ class HpackDecoder:
         if 0 < end < len(block) and block[end] in _LITERALS and block.startswith(self._last_prefix):
             shared = self._last_shared
         else:
-            end, shared = self._decode_shared(block)
+            around = self._decode_around_path(block) if self._open_paths else None
+            end, shared = around or self._decode_shared(block)
             if end == len(block):
                 return shared
         fields, octets, changed = self._fields(block, end)
         octets += shared.size
+        if shared.path_at >= 0:
+            octets += len(self.path)
         if changed or shared.too_large or octets > self._max_bytes:
-            return self._made([*shared.fields, *fields], octets)
+            return self._made([*shared.all_fields(self.path), *fields], octets)
         if len(shared.fields) + len(fields) > self._max_count:
-            return HeaderBlock(shared.fields, octets, too_large=True)
-        if self._seen_before(block):
+            return HeaderBlock(shared.all_fields(self.path), octets, too_large=True)
+        if shared.path_at < 0 and self._seen_before(block):
             whole = HeaderBlock((*shared.fields, *fields), octets)
             self._remember(block, whole)
             return whole
@@ -174,6 +204,33 @@ class HpackDecoder:
         self._last_prefix = prefix
         self._last_shared = shared
         return end, shared
+
+    def _decode_around_path(self, block: bytes) -> tuple[int, HeaderBlock] | None:
+        """The indexed fields around a path that did not come lately, when they did; else None."""
+        begin = _BEFORE_PATH(block)
+        if begin is None:
+            return None
+        start = begin.end()
+        path, behind = _string(block, start)
+        end = _INDEXED_RUN(block, behind).end()  # type: ignore[union-attr]
+        key = block[:start] + block[behind:end]
+        known = self._around_paths.get(key)
+        if known is not None:
+            if self._seen_before(block[:end]):
+                return None
+        elif self._seen_before(key):
+            before, size, _ = self._fields(block[: start - 1], 0)
+            after, more, _ = self._fields(block[behind:end], 0)
+            fields = (*before, (b":path", b""), *after)
+            known = HeaderBlock(fields, size + more + len(b":path") + 32, path_at=len(before))
+            if len(fields) <= self._max_count:
+                if len(self._around_paths) >= _MAX_SEEN:
+                    self._around_paths.clear()
+                self._around_paths[key] = known
+        if known is None or len(known.fields) > self._max_count or known.size + len(path) > self._max_bytes:
+            return None
+        self.path = path
+        return end, known
 
     def _made(self, fields: list[Field], size: int) -> HeaderBlock:
         if size > self._max_bytes or len(fields) > self._max_count:
@@ -264,6 +321,7 @@ class HpackDecoder:
             self._table_size -= len(name) + len(value) + ENTRY_OVERHEAD
         self._blocks.clear()
         self._blocks_cost = 0
+        self._around_paths.clear()
         self._last_prefix = b""
 
     def _seen_before(self, block: bytes) -> bool:

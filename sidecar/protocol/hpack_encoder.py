@@ -1,8 +1,8 @@
 """HPACK encoding (RFC 7541) with memory.
 
-Called by the HTTP/2 codec, one encoder a connection. A head whose shared part (everything but `fresh`) was
-encoded before costs one dictionary look-up: heads that differ only in `fresh` share their memo, so the memo's
-identity finds the octets, as long as the dynamic table has not changed.
+Called by the HTTP/2 codec, one encoder a connection. A head whose shared part was encoded before costs one
+dictionary look-up: heads that differ only in `path` and `fresh` share their memo, so the memo's identity
+finds the octets before and behind the path, as long as the dynamic table has not changed.
 
 A pair enters the dynamic table when it is seen for the second time in a short history, so that values
 that never repeat never enter; what follows in `fresh` is sent as literals. Strings are never Huffman-coded,
@@ -82,6 +82,7 @@ class HpackEncoder:
         "_inserted",
         "_literal_names",
         "_max_size",
+        "_requests",
         "_size",
         "_smallest_pending",
         "_trusted_peer",
@@ -100,26 +101,52 @@ class HpackEncoder:
         self._history: dict[int, None] = {}
         self._credit = _EVICTION_CREDIT
         self._blocks: dict[int, tuple[object, bytes]] = {}
+        self._requests: dict[int, tuple[object, bytes, bytes, bytes, bytes]] = {}
+        """By the identity of a memo, which is kept: octets before the path and behind it, the last path, and
+        the block with it."""
         self._literal_names: dict[bytes, bytes] = {}
 
     def request(self, head: RequestHead) -> bytes:
         """The header block of a request."""
-        known = self._blocks.get(id(head.memo))
-        if known is not None:
-            block = known[1]
+        known = self._requests.get(id(head.memo))
+        if known is None:
+            block = self._new_request(head)
+        elif known[3] == head.path:
+            block = known[4]
         else:
-            pairs: list[Field] = [(b":method", head.method)]
-            if head.scheme:
-                pairs.append((b":scheme", head.scheme))
-            if head.authority:
-                pairs.append((b":authority", head.authority))
-            if head.path:
-                pairs.append((b":path", head.path))
-            if head.protocol:
-                pairs.append((b":protocol", head.protocol))
-            pairs.extend(head.fields)
-            block = self._shared_of_memo(head.memo, pairs)
+            block = self._with_path(head, known[1], known[2])
         return block + self._literals(head.fresh) if head.fresh else block
+
+    def _with_path(self, head: RequestHead, before: bytes, behind: bytes) -> bytes:
+        inserted = self._inserted
+        block = before + self._pair((b":path", head.path))
+        self._earn_credit()
+        if self._inserted != inserted:
+            return block + self._pairs(_behind_path(head))
+        block += behind
+        self._requests[id(head.memo)] = (head.memo, before, behind, head.path, block)
+        return block
+
+    def _new_request(self, head: RequestHead) -> bytes:
+        update, inserted = self._update_pending, self._inserted
+        pairs: list[Field] = [(b":method", head.method)]
+        if head.scheme:
+            pairs.append((b":scheme", head.scheme))
+        if head.authority:
+            pairs.append((b":authority", head.authority))
+        before = self._pairs(pairs)
+        path = self._pair((b":path", head.path)) if head.path else b""
+        behind = self._pairs(_behind_path(head))
+        block = before + path + behind
+        self._earn_credit()
+        # A head that is encoded for the first time may never come again; the memo tells.
+        if _ENCODED not in head.memo:
+            head.memo[_ENCODED] = True
+        elif path and not update and self._inserted == inserted:
+            if len(self._requests) >= _MAX_REMEMBERED:
+                self._requests.clear()
+            self._requests[id(head.memo)] = (head.memo, before, behind, head.path, block)
+        return block
 
     def response(self, head: ResponseHead) -> bytes:
         """The header block of a response, final or informational."""
@@ -145,7 +172,12 @@ class HpackEncoder:
         self._update_pending = True
         self._max_size = size
         self._evict(min(size, self._smallest_pending))
+        self._forget()
+
+    def _forget(self) -> None:
+        """The dynamic table has changed: what was encoded before means something else now."""
         self._blocks.clear()
+        self._requests.clear()
 
     def _shared_of_memo(self, memo: dict[Any, Any], pairs: list[Field]) -> bytes:
         # A head that is encoded for the first time may never come again; the memo tells.
@@ -156,32 +188,39 @@ class HpackEncoder:
 
     def _shared(self, owner: object, pairs: Iterable[Field], remember: bool) -> bytes:
         """Encode `pairs`; `remember` the octets under `owner`'s identity."""
-        octets = bytearray()
-        update = self._update_pending
-        if update:
-            if self._smallest_pending < self._max_size:
-                octets += encode_integer(self._smallest_pending, 0x1F, 0x20)
-            octets += encode_integer(self._max_size, 0x1F, 0x20)
-            self._update_pending = False
-        before = self._inserted
-        indices = self._indices
-        for pair in pairs:
-            code = _STATIC.get(pair)
-            if code is None:
-                number = indices.get(pair)
-                if number is not None and type(pair) is tuple:
-                    code = _INDEXED[STATIC_LENGTH + 1 + self._inserted - number]
-                else:
-                    code = self._literal(pair)
-            octets += code
-        block = bytes(octets)
-        if self._credit < _EVICTION_CREDIT:
-            self._credit += 1
-        if remember and not update and before == self._inserted:
+        update, inserted = self._update_pending, self._inserted
+        block = self._pairs(pairs)
+        self._earn_credit()
+        if remember and not update and self._inserted == inserted:
             if len(self._blocks) >= _MAX_REMEMBERED:
                 self._blocks.clear()
             self._blocks[id(owner)] = (owner, block)
         return block
+
+    def _pairs(self, pairs: Iterable[Field]) -> bytes:
+        """Encode fields, after the size update that may be due."""
+        octets = bytearray()
+        if self._update_pending:
+            if self._smallest_pending < self._max_size:
+                octets += encode_integer(self._smallest_pending, 0x1F, 0x20)
+            octets += encode_integer(self._max_size, 0x1F, 0x20)
+            self._update_pending = False
+        for pair in pairs:
+            octets += _STATIC.get(pair) or self._pair(pair)
+        return bytes(octets)
+
+    def _earn_credit(self) -> None:
+        if self._credit < _EVICTION_CREDIT:
+            self._credit += 1
+
+    def _pair(self, pair: Field) -> bytes:
+        code = _STATIC.get(pair)
+        if code is not None:
+            return code
+        number = self._indices.get(pair)
+        if number is not None and type(pair) is tuple:
+            return _INDEXED[STATIC_LENGTH + 1 + self._inserted - number]
+        return self._literal(pair)
 
     def _literal(self, pair: Field) -> bytes:
         name, value = pair
@@ -236,7 +275,7 @@ class HpackEncoder:
         self._entries[self._inserted] = pair
         self._indices[pair] = self._inserted
         self._size += size
-        self._blocks.clear()
+        self._forget()
         return True
 
     def _evict(self, size: int) -> None:
@@ -251,8 +290,12 @@ class HpackEncoder:
     def __repr__(self) -> str:
         return (
             f"<HpackEncoder entries={len(self._entries)} size={self._size}/{self._max_size} "
-            f"remembered={len(self._blocks)}>"
+            f"remembered={len(self._blocks) + len(self._requests)}>"
         )
+
+
+def _behind_path(head: RequestHead) -> tuple[Field, ...]:
+    return ((b":protocol", head.protocol), *head.fields) if head.protocol else head.fields
 
 
 def _is_secret(name: bytes, value: bytes) -> bool:

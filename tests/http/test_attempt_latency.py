@@ -25,7 +25,9 @@ def a_request(clock: VirtualClock, tunnel: bool) -> RouterRequest:
     )
     router = RouterRequest(exchange)
     router.body_ended = True
-    plan: Any = SimpleNamespace(tunnel=tunnel, grpc=False, route=SimpleNamespace(retry_policy=None))
+    plan: Any = SimpleNamespace(
+        tunnel=tunnel, grpc=False, route=SimpleNamespace(retry_policy=None, rewrite_path=bytes)
+    )
     target: Any = SimpleNamespace(head=HEAD, response_operations=())
     router.plan, router.target = plan, target
     return router

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sidecar.config.resources import HeaderOperation, RouteMatch, WeightedCluster
+from sidecar.config.resources import HeaderOperation, Route, RouteAction, RouteMatch, WeightedCluster
 from sidecar.protocol.events import Field, RequestHead, ResponseHead
 from tests.support.exchange_rig import RecordingCluster, Rig, get, route, table
 
@@ -55,12 +55,37 @@ def test_heads_that_differ_only_in_a_literal_content_type_are_told_apart() -> No
 def test_a_repeated_head_costs_one_plan_and_a_new_table_makes_a_new_one() -> None:
     rig = Rig()
     head = get()
-    assert sent(rig, head) is sent(rig, head)
+    assert sent(rig, head).memo is sent(rig, head).memo
     rig.routes.table = table(route(match=RouteMatch(path="/")))
     sent(rig, head)
     memo = head.memo["plans"]
     assert memo[0] is rig.routes.table
-    assert len(memo[1]) == 1
+    assert len(memo[2]) == 1
+
+
+def test_heads_that_differ_in_the_path_share_a_plan_where_they_share_a_route() -> None:
+    append = HeaderOperation("append", b"x-by", b"a")
+    first_route = route(match=RouteMatch(prefix="/a/"), request_headers=(append,))
+    rewriting = RouteAction((WeightedCluster("users", 1),), timeout=0.0, prefix_rewrite="/")
+    rig = Rig(first_route, Route("b", RouteMatch(prefix="/b/"), rewriting))
+    head = get().vary(b"/a/1", ())
+    first = sent(rig, head)
+    second = sent(rig, head.vary(b"/a/2?x", ()))
+    other = sent(rig, head.vary(b"/b/3", ()))
+    assert (first.path, second.path, other.path) == (b"/a/1", b"/a/2?x", b"/3")
+    assert first.memo is second.memo
+    assert first.memo is not other.memo
+    assert (second.get(b"x-by"), other.get(b"x-by")) == (b"a", None)
+
+
+def test_what_is_remembered_of_paths_is_bounded() -> None:
+    rig = Rig()
+    head = get()
+    for number in range(1000):
+        assert sent(rig, head.vary(b"/%d" % number, ())).path == b"/%d" % number
+    _, by_path, by_route = head.memo["plans"]
+    assert len(by_path) <= 64
+    assert len(by_route) == 1
 
 
 def test_a_cluster_of_weight_zero_gets_nothing() -> None:

@@ -234,3 +234,37 @@ def test_repeated_requests_share_fields_and_memo() -> None:
     assert others[0].fields is others[1].fields is others[2].fields
     assert others[0].memo is others[1].memo is others[2].memo
     assert first.fields == others[0].fields
+
+
+AROUND = b"\x82\x86\x41\x09a.example"
+OPEN = b"\x82\x86\xbe\x04"
+"""Indexed fields and then a path, as clients send it that never index one."""
+
+
+def test_each_path_is_judged_by_itself_although_the_fields_around_it_are_known() -> None:
+    connection = server()
+    connection.say(f.frame(f.HEADERS, 5, 1, AROUND + b"\x84"))
+    stream_id = 1
+
+    def ask(path: bytes) -> bytes:
+        nonlocal stream_id
+        stream_id += 2
+        return f.frame(f.HEADERS, 5, stream_id, OPEN + bytes([len(path)]) + path)
+
+    for path in (b"/1", b"/2", b"/3"):
+        assert connection.say(ask(path)) == []
+    for path in (b"", b"4", b"/ 5", b"/\n", b"*"):
+        assert stream_error(connection, ask(path)) == PROTOCOL_ERROR
+    assert connection.say(ask(b"/6")) == []
+    assert [x.head.path for x in connection.requests] == [b"/", b"/1", b"/2", b"/3", b"/6"]
+    memos = {id(x.head.memo) for x in connection.requests[2:]}
+    assert len(memos) == 1
+
+
+def test_a_path_among_trailers_is_refused_although_the_fields_around_it_are_known() -> None:
+    connection = server()
+    connection.say(f.frame(f.HEADERS, 5, 1, AROUND + b"\x84"))
+    for stream_id in (3, 5, 7):
+        connection.say(f.frame(f.HEADERS, 5, stream_id, OPEN + b"\x02/%d" % stream_id))
+    connection.say(f.frame(f.HEADERS, 4, 9, OPEN + b"\x02/9"))
+    assert stream_error(connection, f.frame(f.HEADERS, 5, 9, OPEN + b"\x02/t")) == PROTOCOL_ERROR

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import hpack
 import pytest
 
@@ -329,3 +331,102 @@ def test_memory_and_table_are_shown() -> None:
         decode(decoder, encoder.request(head))
     assert repr(encoder) == "<HpackEncoder entries=3 size=135/4096 remembered=1>"
     assert repr(decoder) == "<HpackDecoder entries=3 size=135/4096 remembered=1>"
+
+
+AROUND = b"\x82\x86\x41\x01a"
+"""GET, http, and the authority a, which enters the table; then it is 0xbe."""
+
+
+def open_decoder() -> HpackDecoder:
+    decoder = HpackDecoder(400, 10, open_paths=True)
+    decoder.decode(AROUND + b"\x84")
+    return decoder
+
+
+def complete(decoder: HpackDecoder, block: bytes) -> Fields:
+    shared = decoder.decode(block)
+    return [*shared.all_fields(decoder.path), *decoder.fresh]
+
+
+def test_the_fields_around_a_path_that_never_repeats_are_remembered() -> None:
+    decoder = open_decoder()
+    blocks = []
+    for number in range(6):
+        block = decoder.decode(b"\x82\x86\xbe\x04\x02/%d\x90" % number)
+        blocks.append(block)
+        assert [*block.all_fields(decoder.path)] == [
+            (b":method", b"GET"),
+            (b":scheme", b"http"),
+            (b":authority", b"a"),
+            (b":path", b"/%d" % number),
+            (b"accept-encoding", b"gzip, deflate"),
+        ]
+        assert decoder.fresh == ()
+    assert len({id(block) for block in blocks[1:]}) == 1
+    assert complete(decoder, b"\x82\x86\xbe\x04\x03/no\x90\x00\x01x\x01y")[-2:] == [
+        (b"accept-encoding", b"gzip, deflate"),
+        (b"x", b"y"),
+    ]
+    assert decoder.decode(b"\x82\x86\xbe\x04\x03/nu\x90\x00\x01x\x01z") is blocks[-1]
+
+
+def test_a_path_that_repeats_is_remembered_with_its_fields() -> None:
+    decoder = open_decoder()
+    for number in range(3):
+        decoder.decode(b"\x82\x86\xbe\x04\x02/%d" % number)
+    same = [decoder.decode(b"\x82\x86\xbe\x04\x04/abc") for _ in range(3)]
+    assert same[1] is same[2]
+    assert same[2].path_at == -1
+
+
+def test_a_new_table_entry_changes_what_the_octets_around_a_path_mean() -> None:
+    decoder = open_decoder()
+    for number in range(3):
+        decoder.decode(b"\x82\x86\xbe\x04\x02/%d" % number)
+    assert complete(decoder, b"\x82\x86\xbe\x04\x02/x\x40\x01n\x01v")[-1] == (b"n", b"v")
+    assert complete(decoder, b"\x82\x86\xbf\x04\x02/y\xbe") == [
+        (b":method", b"GET"),
+        (b":scheme", b"http"),
+        (b":authority", b"a"),
+        (b":path", b"/y"),
+        (b"n", b"v"),
+    ]
+
+
+def test_limits_hold_for_blocks_with_an_open_path() -> None:
+    decoder = open_decoder()
+    for number in range(3):
+        decoder.decode(b"\x82\x86\xbe\x04\x02/%d" % number)
+    assert decoder.decode(b"\x82\x86\xbe\x04\x7f\x81\x02" + b"/" * 384).too_large
+    assert decoder.decode(b"\x82\x86\xbe\x04\x02/q" + b"\x00\x01x\x01y" * 8).too_large
+    assert not decoder.decode(b"\x82\x86\xbe\x04\x02/r").too_large
+    assert complete(decoder, b"\x82\x86\xbe\x04\x02/s") == complete(open_decoder(), b"\x82\x86\xbe\x04\x02/s")
+
+
+@pytest.mark.parametrize("cut", range(1, 10))
+def test_a_block_that_ends_inside_its_path_is_an_error(cut: int) -> None:
+    decoder = open_decoder()
+    for number in range(3):
+        decoder.decode(b"\x82\x86\xbe\x04\x09/%08d" % number)
+    with pytest.raises(HpackError):
+        decoder.decode((b"\x82\x86\xbe\x04\x09/%08d" % 9)[:-cut])
+
+
+def test_heads_of_one_memo_are_encoded_alike_whatever_their_paths_do_to_the_table() -> None:
+    encoder, decoder = HpackEncoder(trusted_peer=True), hpack.Decoder()
+    head = request(((b"x-a", b"1"), (b"x-b", b"2")))
+    rng = random.Random(5)
+    for number in range(600):
+        if number == 300:
+            encoder.set_max_size(200)
+            decoder.max_allowed_table_size = 4096
+        path = b"/%d" % (rng.randrange(8) if rng.random() < 0.7 else number)
+        varied = head.vary(path, ((b"trace", b"%d" % number),))
+        assert [tuple(field) for field in decoder.decode(encoder.request(varied), raw=True)] == [
+            (b":method", head.method),
+            (b":scheme", head.scheme),
+            (b":authority", head.authority),
+            (b":path", path),
+            *head.fields,
+            (b"trace", b"%d" % number),
+        ]
