@@ -63,7 +63,8 @@ soak: install debian ## 2,000 requests a second for ten minutes while replicas c
 
 images: ## Container images with the package's version; REGISTRY=... puts its name before theirs
 	@for image in $(IMAGES); do \
-	  $(DOCKER) build -f deploy/images/$$image.Dockerfile \
+	  $(DOCKER) build -f deploy/images/$$image.Dockerfile --label org.opencontainers.image.title=pilotfish-$$image \
+	    --label org.opencontainers.image.version=$(VERSION) --label org.opencontainers.image.licenses=Apache-2.0 \
 	    -t $(if $(REGISTRY),$(REGISTRY)/)pilotfish-$$image:$(VERSION) . || exit 1; \
 	done
 

@@ -6,7 +6,7 @@ Every source calls `check` on a whole Mesh before it may be published; policies 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from control_plane.model.mesh import Mesh
@@ -39,10 +39,9 @@ def check(mesh: Mesh) -> list[Finding]:
 
 def check_services(mesh: Mesh) -> list[Finding]:
     """Everything but routes."""
-    meshed = {item.service_key for item in mesh.slices if item.service_account}
     return [
         *_cluster_ips(mesh),
-        *(finding for item in mesh.slices for finding in _slice(mesh, item, meshed)),
+        *(finding for item in mesh.slices for finding in _slice(mesh, item)),
         *_workload_settings(mesh),
         *_workload_ports(mesh),
     ]
@@ -69,8 +68,7 @@ def _cluster_ips(mesh: Mesh) -> Iterator[Finding]:
                 )
 
 
-def _slice(mesh: Mesh, item: EndpointSlice, meshed: Collection[ServiceKey]) -> Iterator[Finding]:
-    """`meshed`: services with a sidecar at one replica or more."""
+def _slice(mesh: Mesh, item: EndpointSlice) -> Iterator[Finding]:
     ref = ObjectRef("EndpointSlice", item.namespace, item.name)
     account = item.service_account
     if account not in ("", "default") and (item.namespace, account) not in mesh.service_accounts:
@@ -85,14 +83,6 @@ def _slice(mesh: Mesh, item: EndpointSlice, meshed: Collection[ServiceKey]) -> I
         message = f"Service {item.service_key} does not exist; these endpoints get no traffic"
         yield Finding(ref, path, message, Severity.WARNING)
         return
-    # Callers reach a service with sidecars over HTTP/2, and those outside the mesh without TLS.
-    mixed = not account and service.key in meshed
-    if mixed and any(port.protocol is AppProtocol.HTTP for port in service.ports):
-        message = (
-            f"its endpoints have no service account while others of Service {service.key} have;"
-            " they must speak HTTP/2, or give them one"
-        )
-        yield Finding(ref, ("metadata", "annotations"), message, Severity.WARNING)
     names = {port.name for port in service.ports}
     for index, port in enumerate(item.ports):
         if port.name not in names:

@@ -1,4 +1,4 @@
-ARG PYTHON=python:3.12-slim
+ARG PYTHON=python:3.12-slim-bookworm
 
 FROM ${PYTHON} AS build
 WORKDIR /src

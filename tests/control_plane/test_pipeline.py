@@ -27,7 +27,7 @@ from control_plane.model.service import (
 from control_plane.pipeline import Pipeline
 from control_plane.registry import Registry
 from control_plane.translate.names import CLUSTER, LISTENER, LOAD_ASSIGNMENT, ROUTE_CONFIGURATION
-from tests.support.kubernetes import backend, endpoint_slice, mesh, node, parent, route, service
+from tests.support.kubernetes import backend, endpoint_slice, mesh, node, parent, policy, route, service
 
 USERS = "users.shop.svc.cluster.local:80"
 ORDERS = "orders.shop.svc.cluster.local:80"
@@ -198,6 +198,29 @@ def test_a_route_touches_routes_alone() -> None:
     control.serve(*BASE, route("users", {"backendRefs": [backend("orders")]}))
     assert control.changes == [Change({ROUTE_CONFIGURATION: frozenset([USERS])})]
     assert first_cluster(control.bodies(ROUTE_CONFIGURATION, USERS)[USERS]) == ORDERS
+
+
+def test_a_policy_touches_the_clusters_of_its_service_alone() -> None:
+    control = Control()
+    before = control.bodies(CLUSTER, USERS, ORDERS)
+    control.serve(*BASE, policy("p"))
+    assert control.changes[-1] == Change(names={CLUSTER: frozenset({USERS})})
+    after = control.bodies(CLUSTER, USERS, ORDERS)
+    assert [name for name in before if before[name] != after[name]] == [USERS]
+    [balancer] = Cluster.FromString(after[USERS]).load_balancing_policy.policies
+    assert balancer.typed_extension_config.name == "envoy.load_balancing_policies.wrr_locality"
+    control.serve(*BASE)
+    assert control.bodies(CLUSTER, USERS, ORDERS) == before
+
+
+def test_a_policy_holds_for_callers_of_every_namespace_and_for_the_ports_that_it_names() -> None:
+    ports = ({"name": "http", "port": 80}, {"name": "admin", "port": 81})
+    to_admin = [parent("users", sectionName="admin")]
+    control = Control(service("users", *ports), policy("p", to_admin))
+    for client in (node(), node(namespace="blog")):
+        names = [USERS, USERS.replace(":80", ":81")]
+        found = control.bodies(CLUSTER, *names, to=client)
+        assert [len(Cluster.FromString(found[n]).load_balancing_policy.policies) for n in names] == [3, 1]
 
 
 def test_a_service_that_goes_is_absent_and_forgotten() -> None:

@@ -117,7 +117,9 @@ def test_every_image_can_be_built_and_named() -> None:
     images = set(made[1].split())
     assert images == {path.stem for path in (ROOT / "deploy/images").glob("*.Dockerfile")}
     component = yaml.safe_load((ROOT / "deploy/k8s/components/images/kustomization.yaml").read_text())
-    assert {image["name"] for image in component["images"]} == {f"pilotfish-{name}" for name in images}
+    assert sorted(image["name"] for image in component["images"]) == sorted(
+        f"pilotfish-{name}" for name in images
+    )
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "deploy/images").glob("*.Dockerfile")), ids=relative)
@@ -126,6 +128,20 @@ def test_every_dockerfile_copies_what_is_there(path: Path) -> None:
     assert copied
     for name in " ".join(copied).split():
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy/images").glob("*.Dockerfile")), ids=relative)
+def test_every_image_is_small_and_says_who_runs_it(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith(
+        "ARG PYTHON=python:3.12-slim-bookworm\n"
+    )  # what the rules of capture are tested with
+    final = text.rpartition("FROM ${PYTHON}\n")[2]
+    # The kubelet can hold `runAsNonRoot` only against a number.
+    assert re.search(r"^USER (\d+):\1$", final, re.MULTILINE)
+    # Files straight from the clone may be readable by their owner alone.
+    assert set(re.findall(r"^COPY (\S+)", final, re.MULTILINE)) == {"--from=build"}
+    assert "pip" not in final
 
 
 @needs_kustomize

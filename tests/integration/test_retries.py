@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -192,7 +194,12 @@ def test_the_route_s_timeout_covers_all_attempts(replicas: Replicas) -> None:
 
 
 def test_grpc_calls_get_their_status_in_a_trailers_only_response(replicas: Replicas) -> None:
-    with H2Client((replicas.pair.host, OUTBOUND)) as client:
+    """The applications take connections and say nothing."""
+    for app in replicas.apps:
+        app.kill()
+    with ExitStack() as silent, H2Client((replicas.pair.host, OUTBOUND)) as client:
+        for host in replicas.pair.hosts:
+            silent.enter_context(socket.create_server((host, APP)))
         answer = client.wait(
             client.send("/slow/hang", "POST", headers=[("content-type", "application/grpc")])
         )

@@ -82,6 +82,27 @@ def route(
     }
 
 
+def policy(
+    name: str,
+    to: str | Sequence[Mapping[str, Any]] = "users",
+    *,
+    namespace: str = "shop",
+    created: str = "",
+    **spec: Any,
+) -> Object:
+    """A TrafficPolicy; `to` is the Service's name or the list of targetRefs. Asks for RoundRobin unless
+    `spec` says otherwise."""
+    metadata = {"name": name, "namespace": namespace, **({"creationTimestamp": created} if created else {})}
+    targets = [parent(to)] if isinstance(to, str) else [dict(ref) for ref in to]
+    asked = spec or {"loadBalancer": {"type": "RoundRobin"}}
+    return {
+        "apiVersion": "mesh.pilotfish.dev/v1alpha1",
+        "kind": "TrafficPolicy",
+        "metadata": metadata,
+        "spec": {"targetRefs": targets, **asked},
+    }
+
+
 def grant(namespace: str, from_namespace: str, kind: str = "HTTPRoute", service_name: str = "") -> Object:
     to = {"group": "", "kind": "Service", **({"name": service_name} if service_name else {})}
     group = "gateway.networking.k8s.io"
