@@ -90,25 +90,25 @@ def check_gateway_schema(item: Object) -> None:
                 for found in definition["spec"]["versions"]
                 if found["name"] == version
             ]
-            jsonschema.Draft202012Validator(_strict(schema)).validate(item)
+            jsonschema.Draft202012Validator(strict(schema)).validate(item)
             return
     raise AssertionError(f"no definition of {item['kind']}")
 
 
-def _strict(schema: Any) -> Any:
+def strict(schema: Any) -> Any:
     """Objects with named properties take no others; `metadata` is the API server's."""
     if isinstance(schema, list):
-        return [_strict(item) for item in schema]
+        return [strict(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     result = dict(schema)
     if "properties" in schema:
         parts = schema["properties"].items()
-        result["properties"] = {key: part if key == "metadata" else _strict(part) for key, part in parts}
+        result["properties"] = {key: part if key == "metadata" else strict(part) for key, part in parts}
         if schema.get("type") == "object":
             result.setdefault("additionalProperties", False)
     if "items" in schema:
-        result["items"] = _strict(schema["items"])
+        result["items"] = strict(schema["items"])
     return result
 
 
