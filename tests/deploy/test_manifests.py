@@ -310,6 +310,33 @@ def test_alerts_ask_for_metrics_that_exist() -> None:
     assert used <= known_metrics()
 
 
+def selected_labels(text: str) -> set[str]:
+    """Names of labels in selectors and groupings."""
+    inside = [*re.findall(r"\{([^}]*)\}", text), *re.findall(r"\bby \(([^)]*)\)", text)]
+    return {
+        name
+        for part in inside
+        for name in re.findall(r"(\w+)(?=\s*(?:=|!|,|$))", re.sub(r'"[^"]*"', "", part))
+    }
+
+
+def test_alerts_and_dashboards_ask_for_labels_that_exist() -> None:
+    groups = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"]
+    panels = json.loads((MONITORING / "pilotfish.json").read_text())["panels"]
+    expressions = [rule["expr"] for group in groups for rule in group["rules"]]
+    expressions += [target["expr"] for panel in panels for target in panel["targets"]]
+    jobs = yaml.safe_load((MONITORING / "prometheus.yml").read_text())["scrape_configs"]
+    from_scraping = {
+        rule["target_label"] for job in jobs for rule in job["relabel_configs"] if "target_label" in rule
+    }
+    of_metrics = {"direction", "route", "cluster", "code", "le", "severity", "type", "outcome"}
+    files = ("sidecar/telemetry/metrics.py", "sidecar/telemetry/prometheus.py", "control_plane/status.py")
+    sources = "".join((ROOT / file).read_text() for file in files)
+    assert not [name for name in of_metrics if not re.search(rf"\b{name}\b", sources)]
+    used = set().union(*map(selected_labels, expressions))
+    assert {"code", "outcome", "namespace", "job", "le"} <= used <= of_metrics | from_scraping | {"job"}
+
+
 def test_dashboards_ask_for_metrics_that_exist() -> None:
     dashboard = json.loads((MONITORING / "pilotfish.json").read_text())
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
