@@ -16,7 +16,7 @@ from control_plane.kube.access import from_kubeconfig
 from control_plane.kube.client import KubeClient
 from control_plane.model.mesh import Mesh
 from control_plane.model.policy import LoadBalancer
-from control_plane.model.problem import Severity
+from control_plane.model.problem import Problem, Severity
 from control_plane.sources.kubernetes import KubernetesSource
 from control_plane.sources.status_writer import StatusWriter
 from tests.support.kube_api import KubeApi
@@ -51,6 +51,9 @@ class Rig:
         assert {condition["type"] for condition in conditions} <= {"Accepted"}
         return [(condition["status"], condition["reason"]) for condition in conditions]
 
+    def problems(self) -> list[Problem]:
+        return [found for found in self.source.problems if found.object.startswith("TrafficPolicy")]
+
     async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(10):
             while not (self.meshes and condition()):  # noqa: ASYNC110
@@ -64,15 +67,17 @@ def run(tmp_path: Path, scenario: Callable[[Rig], Awaitable[None]], *objects: An
             api.put(service("users"), *objects)
             client = KubeClient(from_kubeconfig(api.kubeconfig()))
             rig, stop = Rig(api, client), asyncio.Event()
-            async with asyncio.TaskGroup() as group:
-                group.create_task(rig.source.run(stop))
-                writing = group.create_task(rig.writer.run())
-                try:
-                    await scenario(rig)
-                finally:
-                    stop.set()
-                    writing.cancel()
-            await client.close()
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(rig.source.run(stop))
+                    writing = group.create_task(rig.writer.run())
+                    try:
+                        await scenario(rig)
+                    finally:
+                        stop.set()
+                        writing.cancel()
+            finally:
+                await client.close()
 
     asyncio.run(main())
 
@@ -112,12 +117,12 @@ def test_a_policy_is_served_and_told_so_once_by_server_side_apply(tmp_path: Path
 def test_a_cluster_without_the_definition_is_served_and_policies_when_it_comes(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.until(lambda: True)
-        [note] = [p for p in rig.source.problems if p.severity is not Severity.ERROR]
+        [note] = rig.problems()
         assert (note.object, note.severity) == ("TrafficPolicy", Severity.NOTE)
         assert rig.meshes[-1].policies == ()
         rig.api.absent = set()
         await rig.until(lambda: rig.meshes[-1].policies and rig.reasons() == FINE)
-        assert rig.source.problems == ()
+        assert rig.problems() == []
 
     run(tmp_path, scenario, policy("p"), absent="trafficpolicies")
 
@@ -130,12 +135,12 @@ def test_the_older_policy_holds_until_it_goes(tmp_path: Path) -> None:
             "both name"
         )
         assert rig.ancestors("a")[0]["conditions"][0]["message"] == message
-        [problem] = rig.source.problems
+        [problem] = rig.problems()
         assert (problem.object, problem.severity) == ("TrafficPolicy shop/a", Severity.WARNING)
         assert (problem.field, problem.message) == ("spec.targetRefs[0]", message)
         rig.api.delete("TrafficPolicy", "b")
         await rig.until(lambda: rig.reasons("a") == FINE)
-        assert rig.source.problems == ()
+        assert rig.problems() == []
 
     run(tmp_path, scenario, policy("a", created=NEW), policy("b", created=OLD))
 
@@ -172,7 +177,7 @@ def test_a_policy_with_a_mistake_keeps_what_it_was_and_says_so(tmp_path: Path) -
         messages = [rig.ancestors(name)[0]["conditions"][0]["message"] for name in ("p", "q")]
         assert messages == [f"{reason}; the last good version stays in use", reason]
         assert [found.name for found in rig.meshes[-1].policies] == ["p"]
-        assert [(p.severity, p.object, p.field) for p in rig.source.problems] == [
+        assert [(p.severity, p.object, p.field) for p in rig.problems()] == [
             (Severity.ERROR, "TrafficPolicy shop/p", "spec.loadBalancer.type"),
             (Severity.ERROR, "TrafficPolicy shop/q", "spec.loadBalancer.type"),
         ]

@@ -32,6 +32,10 @@ BOUNDS = {
     "retryBudget.minRetriesPerSecond": (0, 2**32 - 1),
 }
 
+TOO_SHORT = (
+    "spec.outlierDetection: maxEjectionTime must not be shorter than baseEjectionTime (1s if not given)"
+)
+
 
 def refused_by_a_folder(value: dict[str, Any]) -> bool:
     try:
@@ -159,11 +163,11 @@ def test_durations_have_the_form_of_gateway_api_and_are_more_than_zero(field: st
         ),
         (
             {"outlierDetection": {"maxEjectionTime": "999ms"}},
-            "spec.outlierDetection: maxEjectionTime must not be shorter than baseEjectionTime (1s if not given)",
+            TOO_SHORT,
         ),
         (
             {"outlierDetection": {"baseEjectionTime": "1m1s", "maxEjectionTime": "1m"}},
-            "spec.outlierDetection: maxEjectionTime must not be shorter than baseEjectionTime (1s if not given)",
+            TOO_SHORT,
         ),
         ({"connections": {"connectTimeout": "0s"}}, "spec.connections.connectTimeout: must be more than 0s"),
     ],
