@@ -324,7 +324,7 @@ def set_document(path: str, body: Object) -> Change:
         ),
         (
             sidecar_facts.identities,
-            pages(page(client("users-1"), issued=(issued(minutes=10, seconds=30),))),
+            lambda api: pages(page(client("users-1"), issued=(issued(minutes=10, seconds=30),)))(api),
             "warning certificates that were not renewed: 1 of 1: shop/users-1 (shop/users-1: 10m left)",
         ),
         (
