@@ -96,18 +96,21 @@ def inbound_listener(workload: WorkloadPort, settings: MeshSettings) -> Listener
 
 def _share_port(listener: Listener, workload: WorkloadPort, settings: MeshSettings) -> None:
     """Mesh peers and, unless strict, clients without a sidecar come to the application's own port. They are
-    told apart by their first bytes: a client of the application's own TLS does not offer our ALPN."""
+    told apart by their first bytes: a client of the application's own TLS does not offer our ALPN, but perhaps
+    `h2`, which is all that gRPC clients of the mesh without a sidecar offer."""
     listener.bind_to_port.value = False
     listener.listener_filters.append(
         ListenerFilter(name="envoy.filters.listener.tls_inspector", typed_config=pack(TlsInspector()))
     )
-    protocols = (MESH_ALPN,) if workload.tls else (MESH_ALPN, "h2")
+    plain_http = workload.declared and workload.protocol is not AppProtocol.TCP
+    own_tls = workload.tls or not (plain_http or workload.settings.strict)
+    protocols = (MESH_ALPN,) if own_tls else (MESH_ALPN, "h2")
     listener.filter_chains[0].filter_chain_match.CopyFrom(
         FilterChainMatch(transport_protocol="tls", application_protocols=protocols)
     )
     if workload.settings.strict:
         return
-    if workload.declared and workload.protocol is not AppProtocol.TCP:
+    if plain_http:
         plain = _manager_filter(_plain_manager(workload, settings))
     else:
         plain = _plain_tcp(workload)

@@ -32,6 +32,7 @@ UNDECLARED = PORT._replace(declared=False)
 OPAQUE = PORT._replace(protocol=AppProtocol.TCP)
 OWN_TLS = OPAQUE._replace(tls=True)
 STRICT = PORT._replace(settings=WorkloadSettings(captured=True, strict=True))
+STRICT_OPAQUE = OPAQUE._replace(settings=STRICT.settings)
 NAME = "10.1.0.1:8080"
 
 
@@ -70,14 +71,14 @@ def test_a_port_that_is_not_captured_is_as_it_was() -> None:
     assert not found.filter_chains[0].HasField("filter_chain_match")
 
 
-@pytest.mark.parametrize("port", [PORT, UNDECLARED, OPAQUE, OWN_TLS, STRICT])
+@pytest.mark.parametrize("port", [PORT, UNDECLARED, OPAQUE, OWN_TLS, STRICT, STRICT_OPAQUE])
 def test_mesh_peers_are_told_by_tls_with_our_alpn_and_prove_who_they_are(port: WorkloadPort) -> None:
     [chain] = listener(port).filter_chains
     match = chain.filter_chain_match
     assert match.transport_protocol == "tls"
-    # Where the application terminates TLS itself, `h2` may be meant for it.
+    # Where the application may terminate TLS itself, `h2` may be meant for it: browsers and curl offer it.
     assert list(match.application_protocols) == (
-        ["pilotfish-h2"] if port is OWN_TLS else ["pilotfish-h2", "h2"]
+        ["pilotfish-h2"] if port in (UNDECLARED, OPAQUE, OWN_TLS) else ["pilotfish-h2", "h2"]
     )
     context = DownstreamTlsContext()
     assert chain.transport_socket.typed_config.Unpack(context)

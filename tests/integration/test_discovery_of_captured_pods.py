@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from random import Random
 
 from control_plane.model.discovery import Dialect, Identity, NodeInfo
 from control_plane.model.mesh import MeshSettings
@@ -21,7 +22,7 @@ from sidecar.config.resources import (
     TcpProxyConfig,
 )
 from sidecar.protocol.sniff import Protocol
-from sidecar.server.tunnel import declared_protocol, tunnel_cluster
+from sidecar.server.tunnel import declared_protocol, pick_cluster, tunnel_route
 from sidecar.xds.resource_types import RESOURCE_TYPES
 from tests.support.kubernetes import endpoint_slice, mesh, service
 
@@ -81,7 +82,7 @@ def test_a_captured_pod_gets_a_listener_for_each_port_at_each_of_its_addresses()
         assert chain.tls.require_client_certificate
         assert chain.match.transport_protocol == "tls"
         assert chain.match.application_protocols == (
-            ("pilotfish-h2",) if port == "84" else ("pilotfish-h2", "h2")
+            ("pilotfish-h2", "h2") if port in ("80", "81") else ("pilotfish-h2",)
         )
         plain = listener.default_filter_chain
         assert plain is not None
@@ -113,7 +114,10 @@ def test_a_captured_call_to_the_pods_address_finds_it_and_knows_what_it_speaks()
             assert isinstance(routes, RouteConfiguration)
             compiled = CompiledRoutes(routes)
             assert declared_protocol(compiled, name.encode()) is protocol
-            assert tunnel_cluster(compiled) == name
+            route = tunnel_route(compiled, Random(1))
+            assert route is not None
+            assert route.action is not None
+            assert pick_cluster(route.action, Random(1)) == name
             cluster = decoded(CLUSTER, [name])[name]
             assert isinstance(cluster, ClusterConfig)
             assert (cluster.tls is None) == (port == 85)
