@@ -96,8 +96,8 @@ def inbound_listener(workload: WorkloadPort, settings: MeshSettings) -> Listener
 
 def _share_port(listener: Listener, workload: WorkloadPort, settings: MeshSettings) -> None:
     """Mesh peers and, unless strict, clients without a sidecar come to the application's own port. They are
-    told apart by their first bytes: a client of the application's own TLS does not offer our ALPN, but perhaps
-    `h2`, which is all that gRPC clients of the mesh without a sidecar offer."""
+    told apart by their first bytes: a client of the application's own TLS does not offer our ALPN, but
+    perhaps `h2`, which is all that gRPC clients of the mesh without a sidecar offer."""
     listener.bind_to_port.value = False
     listener.listener_filters.append(
         ListenerFilter(name="envoy.filters.listener.tls_inspector", typed_config=pack(TlsInspector()))
