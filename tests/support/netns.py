@@ -52,7 +52,7 @@ class Namespace:
         self, version: int, kind: socket.SocketKind = socket.SOCK_STREAM, user: int = 0
     ) -> socket.socket:
         """`user`: who owns the socket, as the rules see it."""
-        with self._entered():
+        with self.entered():
             os.seteuid(user)
             try:
                 made = socket.socket(FAMILY[version], kind)
@@ -68,8 +68,19 @@ class Namespace:
         made.listen()
         return made
 
+    def add(self) -> None:
+        _ip("netns", "add", self.name)
+
+    def delete(self) -> None:
+        """If it is there."""
+        _ip("netns", "del", self.name, must=False)
+
+    def ip(self, *arguments: str) -> None:
+        _ip("-n", self.name, *arguments)
+
     @contextmanager
-    def _entered(self) -> Iterator[None]:
+    def entered(self) -> Iterator[None]:
+        """What this thread makes meanwhile is in the namespace."""
         own = Path("/proc/thread-self/ns/net")
         with own.open() as back, Path("/run/netns", self.name).open() as there:
             _setns(there.fileno())

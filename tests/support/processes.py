@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -49,7 +49,14 @@ def eventually(check: Callable[[], T], what: str = "", patience: float = PATIENC
 class Process:
     """One child; its output is in two files of `directory`. Stopped at the end of a `with` block."""
 
-    def __init__(self, name: str, command: Sequence[str | Path], directory: Path, cwd: Path = ROOT) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        directory: Path,
+        cwd: Path = ROOT,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.out = directory / f"{name}.out"
         self.err = directory / f"{name}.err"
@@ -60,6 +67,7 @@ class Process:
                 stdout=out,
                 stderr=err,
                 cwd=cwd,
+                env=env,
             )
 
     def __enter__(self) -> Process:

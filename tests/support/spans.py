@@ -16,7 +16,8 @@ SERVER, CLIENT = 2, 3
 class SpanCollector:
     """`spans` are OTLP's JSON objects with the resource's `service` added."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "") -> None:
+        """`host`: an address of this machine; a free one on loopback by default."""
         self.spans: list[Span] = []
         collector = self
 
@@ -34,7 +35,7 @@ class SpanCollector:
             def log_message(self, format: str, *args: object) -> None:
                 """Nobody reads it."""
 
-        self.host, self.port = loopback(), 4318
+        self.host, self.port = host or loopback(), 4318
         self._server = ThreadingHTTPServer((self.host, self.port), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)

@@ -1,0 +1,179 @@
+"""Captured pods as they come and go: rolled under load, drained, crashed, and without a control plane.
+
+As `test_captured_mesh.py`; the tests stand in for the kubelet, kube-proxy and the cluster's DNS.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.captured_mesh import APPLICATION_USER, CapturedMesh, CapturedPod
+from tests.support.processes import ROOT, eventually
+
+TOOLS = ("ip", "nft", "setpriv", "curl")
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+    pytest.mark.skipif(
+        not all(map(shutil.which, TOOLS)), reason="needs iproute2, nftables, curl, util-linux"
+    ),
+]
+CLIENT = "spiffe://cluster.local/ns/shop/sa/client"
+PROBED = {"readinessProbe": {"httpGet": {"path": "/health", "port": 8080}}}
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[CapturedMesh]:
+    with tempfile.TemporaryDirectory(prefix="pilotfish-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        with CapturedMesh(directory) as made:
+            client = made.add_pod("client", "client", "http=8080")
+            users = [add_users(made, number) for number in (1, 2)]
+            outside = made.add_outside("outside", "http=80")
+            made.network.records["partner.example"] = list(outside.host.addresses.values())
+            made.ready(client, *users, outside)
+            made.add_service("users", *users)
+            made.add_service("client", client)
+            eventually(lambda: curl(client, "http://users/")["name"].startswith("users"))
+            yield made
+
+
+def add_users(mesh: CapturedMesh, number: int) -> CapturedPod:
+    return mesh.add_pod(f"users-{number}", "users", "http=8080", container=PROBED)
+
+
+def curl(pod: CapturedPod, *arguments: str) -> dict[str, Any]:
+    text = pod.must("curl", "-sS", "--noproxy", "*", "--max-time", "10", *arguments)
+    try:
+        return dict(json.loads(text))
+    except ValueError:
+        raise AssertionError(text) from None
+
+
+def proved(answer: dict[str, Any]) -> str:
+    return str(answer["headers"].get("x-forwarded-client-cert", "").rpartition("URI=")[2])
+
+
+def load(pod: CapturedPod, url: str, seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.support.captured_clients", "load", url, str(seconds)]
+    return subprocess.Popen(
+        [*pod.command(APPLICATION_USER), *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def leave(mesh: CapturedMesh, pod: CapturedPod, stay: list[CapturedPod]) -> None:
+    """As Kubernetes takes a pod away: said in discovery and to the kubelet at once; the hooks of the sidecar
+    and of the application run side by side, and SIGTERM comes to the application first."""
+    pod.manifest["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    mesh.kube.put(pod.manifest)
+    with ThreadPoolExecutor() as kubelet:
+        drained = kubelet.submit(mesh.hook, pod, "drain", "--deadline", "25")
+        mesh.add_service("users", pod, *stay)
+        time.sleep(1.5)  # the application's own preStop
+        pod.terminated()
+        assert drained.result().returncode == 0, drained.result().stdout
+    mesh.add_service("users", *stay)
+    mesh.kube.delete("Pod", pod.name)
+
+
+def test_a_service_is_rolled_under_load_without_a_failure(mesh: CapturedMesh) -> None:
+    one, two = mesh.pods["users-1"], mesh.pods["users-2"]
+    running = load(mesh.pods["client"], "http://users/", 6.0)
+    new = add_users(mesh, 3)
+    mesh.ready(new)
+    mesh.add_service("users", one, two, new)
+    leave(mesh, one, [two, new])
+    text, _ = running.communicate(timeout=30)
+    seen = json.loads(text.splitlines()[-1])
+    assert set(seen) == {"200 users-1", "200 users-2", "200 users-3"}
+    assert sum(seen.values()) > 100
+
+
+def test_a_pod_that_drains_still_calls_and_ends_what_was_begun(mesh: CapturedMesh) -> None:
+    client, pod, stays = mesh.pods["client"], mesh.pods["users-2"], mesh.pods["users-3"]
+    with ThreadPoolExecutor() as background:
+        slow = background.submit(curl, client, f"http://{pod.ip}:8080/slow?after=2")
+        time.sleep(0.5)
+        begun = time.monotonic()
+        drained = background.submit(mesh.hook, pod, "drain", "--deadline", "25")
+        eventually(lambda: mesh.kubelet(pod, "/ready") == (503, "draining\n"), "draining")
+        mesh.add_service("users", stays)
+        assert proved(curl(pod, "http://client/")).endswith("/sa/users")
+        assert curl(pod, "http://partner.example/")["name"] == "outside"
+        assert slow.result()["name"] == "users-2"
+        assert drained.result().returncode == 0, drained.result().stdout
+        assert time.monotonic() - begun < 20
+    # The application outlives the hook, and still calls.
+    assert proved(curl(pod, "http://client/")).endswith("/sa/users")
+    pod.terminated()
+    assert pod.sidecar is not None
+    assert pod.sidecar.child.returncode == 0
+
+
+@pytest.fixture
+def works(mesh: CapturedMesh) -> Callable[[], bool]:
+    """Both directions of the client's pod."""
+
+    def both() -> bool:
+        client, users = mesh.pods["client"], mesh.pods["users-3"]
+        assert proved(curl(client, "http://users/")) == CLIENT
+        assert proved(curl(users, "http://client/")).endswith("/sa/users")
+        return True
+
+    return both
+
+
+def test_a_sidecar_that_crashes_fails_fast_and_its_successor_takes_over(
+    mesh: CapturedMesh, works: Callable[[], bool]
+) -> None:
+    client, users = mesh.pods["client"], mesh.pods["users-3"]
+    eventually(works)
+    rules = client.host.namespace.must("nft", "list", "table", "inet", "pilotfish")
+    assert client.sidecar is not None
+    client.sidecar.kill()
+    begun = time.monotonic()
+    failed = client.run("curl", "-sS", "--noproxy", "*", "--max-time", "10", "http://users/")
+    assert failed.returncode == 7, failed.stdout  # no connection
+    failed = users.run("curl", "-s", "--noproxy", "*", "--max-time", "10", "http://client/")
+    assert "client/" not in failed.stdout
+    assert time.monotonic() - begun < 5
+    assert client.host.namespace.must("nft", "list", "table", "inet", "pilotfish") == rules
+    mesh.start_sidecar(client)
+    mesh.ready(client)
+    works()
+
+
+def test_what_was_known_works_without_a_control_plane(mesh: CapturedMesh, works: Callable[[], bool]) -> None:
+    client, users = mesh.pods["client"], mesh.pods["users-3"]
+    eventually(works)
+    direct = f"http://{users.ip}:8080/"
+    assert proved(curl(client, direct)) == CLIENT
+    assert curl(users, "http://partner.example/")["name"] == "outside"
+    mesh.control_plane.kill()
+    works()
+    assert proved(curl(client, direct)) == CLIENT
+    assert curl(users, "http://partner.example/")["name"] == "outside"
+    assert mesh.kubelet(users, "/app-health/app/readyz")[0] == 200
+    mesh.start_control_plane()
+    new = add_users(mesh, 4)
+    mesh.ready(new)
+    mesh.add_service("users", new)
+    eventually(lambda: curl(client, "http://users/")["name"] == "users-4")
+    works()
