@@ -1,7 +1,8 @@
-"""HTTPRoute and GRPCRoute with a Service as parent (Gateway API v1, GEP-1294), validated.
+"""HTTPRoute, GRPCRoute and TCPRoute with a Service as parent (Gateway API v1, GEP-1294), validated.
 
 A GRPCRoute is the same thing with matches written as service and method: `sources` turn those into
-paths, and `GrpcMethod` keeps what Gateway API ranks them by. Nothing here may know YAML or protobuf.
+paths, and `GrpcMethod` keeps what Gateway API ranks them by. A TCPRoute has one rule, which matches
+everything and has backends alone. Nothing here may know YAML or protobuf.
 Times are seconds as float. `path` of a reference is where it stands in its object, for messages; it takes
 no part in comparisons.
 """
@@ -15,8 +16,11 @@ from control_plane.model.service import ServiceKey
 
 
 class RouteKind(Enum):
-    HTTP = "HTTPRoute"
+    """The most specific one first: of several kinds on one port it alone counts (GEP-1294)."""
+
     GRPC = "GRPCRoute"
+    HTTP = "HTTPRoute"
+    TCP = "TCPRoute"
 
 
 class PathKind(Enum):
@@ -115,7 +119,8 @@ class BackendRef:
     weight: int = 1
     filters: Filters = Filters()
     resolved: bool = True
-    """False: it does not exist or may not be named, and its share of the requests is answered 500."""
+    """False: it does not exist or may not be named, and its share of the requests is answered 500, of the
+    connections refused."""
     kind: str = ""
     """Group and kind of what is no Service, for messages; nothing of that sort is ever resolved."""
     path: tuple[str | int, ...] = field(default=(), compare=False)

@@ -281,6 +281,7 @@ HTTP_ROUTES: Resource[RouteFacts] = Resource(
     "HTTPRoute", (f"{GATEWAY_GROUP}/v1", f"{GATEWAY_GROUP}/v1beta1"), "httproutes", route, True
 )
 GRPC_ROUTES: Resource[RouteFacts] = Resource("GRPCRoute", (f"{GATEWAY_GROUP}/v1",), "grpcroutes", route, True)
+TCP_ROUTES: Resource[RouteFacts] = Resource("TCPRoute", (f"{GATEWAY_GROUP}/v1",), "tcproutes", route, True)
 GRANTS: Resource[tuple[ReferenceGrant, ...]] = Resource(
     "ReferenceGrant",
     (f"{GATEWAY_GROUP}/v1", f"{GATEWAY_GROUP}/v1beta1"),

@@ -53,6 +53,7 @@ class ClusterState:
         self.accounts = ResourceStore(kinds.ACCOUNTS, self._touched)
         self.http_routes = ResourceStore(kinds.HTTP_ROUTES, self._routing_changed)
         self.grpc_routes = ResourceStore(kinds.GRPC_ROUTES, self._routing_changed)
+        self.tcp_routes = ResourceStore(kinds.TCP_ROUTES, self._routing_changed)
         self.grants = ResourceStore(kinds.GRANTS, self._routing_changed)
         self.policies = ResourceStore(kinds.POLICIES, self._policy_changed)
         self._slices_of: defaultdict[Key, set[Key]] = defaultdict(set)
@@ -78,6 +79,7 @@ class ClusterState:
             self.accounts,
             self.http_routes,
             self.grpc_routes,
+            self.tcp_routes,
             self.grants,
             self.policies,
         )
@@ -97,7 +99,7 @@ class ClusterState:
             service_accounts=frozenset(self.accounts.objects),
         )
         if self._admission is None:
-            stores = (self.http_routes, self.grpc_routes)
+            stores = (self.http_routes, self.grpc_routes, self.tcp_routes)
             self._admission = admit(mesh, {store.resource.kind: store.objects for store in stores})
         if self._policy_admission is None:
             self._policy_admission = admit_policies(mesh, self.policies.objects)

@@ -55,6 +55,7 @@ _VERSIONS = {
     "EndpointSlice": ("discovery.k8s.io/v1",),
     "HTTPRoute": (f"{GATEWAY_GROUP}/v1", f"{GATEWAY_GROUP}/v1beta1"),
     "GRPCRoute": (f"{GATEWAY_GROUP}/v1",),
+    "TCPRoute": (f"{GATEWAY_GROUP}/v1",),
     "ReferenceGrant": (f"{GATEWAY_GROUP}/v1", f"{GATEWAY_GROUP}/v1beta1"),
     "TrafficPolicy": (POLICY_VERSION,),
 }
@@ -116,7 +117,7 @@ def parse(value: object) -> tuple[Parsed, ...]:
             return _service(ref, fields)
         case "EndpointSlice":
             return (_endpoint_slice(ref, fields),)
-        case "HTTPRoute" | "GRPCRoute":
+        case "HTTPRoute" | "GRPCRoute" | "TCPRoute":
             return (parse_route(RouteKind(ref.kind), ref.namespace, ref.name, fields),)
         case "ReferenceGrant":
             return _grants(ref, fields)

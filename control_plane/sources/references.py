@@ -154,13 +154,13 @@ def check_route(mesh: Mesh, route: Route) -> Iterator[Finding]:
         message = "no parent is a Service, so the mesh does not use this route"
         yield Finding(ref, ("spec", "parentRefs"), message, Severity.NOTE)
     for parent in route.parents:
-        yield from _parent(mesh, ref, parent)
+        yield from _parent(mesh, ref, parent, route.kind is RouteKind.TCP)
     for rule in route.rules:
         for backend in rule.backends:
             yield from _backend(mesh, ref, route, backend)
 
 
-def _parent(mesh: Mesh, ref: ObjectRef, parent: ParentRef) -> Iterator[Finding]:
+def _parent(mesh: Mesh, ref: ObjectRef, parent: ParentRef, is_tcp: bool) -> Iterator[Finding]:
     service = mesh.services.get(parent.service)
     if service is None:
         message = f"Service {parent.service} does not exist; add it or correct the reference"
@@ -179,9 +179,10 @@ def _parent(mesh: Mesh, ref: ObjectRef, parent: ParentRef) -> Iterator[Finding]:
             asked += f" with number {parent.port}"
         message = f"Service {parent.service} has no port {asked}; it has {ports_text(service)}"
         yield Finding(ref, (*parent.path, name), message, reason="NoMatchingParent")
-    elif explicit and all(port.protocol is AppProtocol.TCP for port in covered):
+    elif explicit and not is_tcp and all(port.protocol is AppProtocol.TCP for port in covered):
         message = (
-            f"the port carries opaque TCP (appProtocol or name of Service {parent.service}); without effect"
+            f"the port carries opaque TCP (appProtocol or name of Service {parent.service}); without effect:"
+            " use a TCPRoute"
         )
         yield Finding(ref, parent.path, message, Severity.WARNING)
 
@@ -221,7 +222,8 @@ def check_conflicts(mesh: Mesh) -> Iterator[Finding]:
     """Two routes of one audience that claim the same requests, and kinds that cannot share a port."""
     matches: dict[tuple[ServiceKey, int, str, RouteMatch], Route] = {}
     kinds: dict[tuple[ServiceKey, int, str], Route] = {}
-    for route in sorted(mesh.routes, key=lambda route: (route.kind is RouteKind.HTTP, route.age_rank)):
+    precedence = list(RouteKind)
+    for route in sorted(mesh.routes, key=lambda route: (precedence.index(route.kind), route.age_rank)):
         ref = ObjectRef(route.kind.value, route.namespace, route.name)
         for parent in route.parents:
             service = mesh.services.get(parent.service)
@@ -235,6 +237,10 @@ def check_conflicts(mesh: Mesh) -> Iterator[Finding]:
                     message = (
                         f"{first} has {at} already, and only one kind of route can; remove one of the two"
                     )
+                    yield Finding(ref, parent.path, message, reason="Conflicted")
+                    continue
+                if route.kind is RouteKind.TCP and first is not route:
+                    message = f"{first} has {at} already, and connections follow one; remove one of the two"
                     yield Finding(ref, parent.path, message, reason="Conflicted")
                     continue
                 yield from _same_matches(ref, route, scope, at, matches)

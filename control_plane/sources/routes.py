@@ -1,4 +1,4 @@
-"""HTTPRoute and GRPCRoute objects to the model: Gateway API v1's fields, each checked where it stands.
+"""HTTPRoute, GRPCRoute and TCPRoute objects to the model: Gateway API v1's fields, each checked in place.
 
 Called by `objects`. What the mesh cannot do is an error at that field, never left out: a route that
 drops a filter would send traffic where nobody asked for it.
@@ -30,6 +30,7 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE
 _MATCH_KINDS = ("Exact", "RegularExpression")
 _NOT_RE2 = re.compile(r"\(\?(?:[=!>(#]|<[=!]|P=)|(?<!\\)(?:\\\\)*\\[1-9]")
 _GRPC_NAME = re.compile(r"[A-Za-z0-9_.]+")
+_SPEC_FIELDS = ("hostnames", "parentRefs", "rules", "useDefaultGateways")
 _RULE_FIELDS = ("backendRefs", "filters", "matches", "name", "retry", "sessionPersistence", "timeouts")
 
 
@@ -37,13 +38,16 @@ def parse_route(kind: RouteKind, namespace: str, name: str, fields: Fields) -> R
     """The route; its `parents` are Services alone (it may serve a Gateway too, which is not our concern).
     Raises FieldError."""
     spec = fields.mapping("spec")
-    spec.only(("hostnames", "parentRefs", "rules", "useDefaultGateways"))
+    spec.only(_SPEC_FIELDS if kind is not RouteKind.TCP else ("parentRefs", "rules"))
     parents = tuple(
         ref for item in spec.mappings("parentRefs") if (ref := _parent(namespace, item)) is not None
     )
-    rules = tuple(_rule(kind, namespace, item) for item in spec.mappings("rules"))
+    read = _tcp_rule if kind is RouteKind.TCP else _rule
+    rules = tuple(read(kind, namespace, item) for item in spec.mappings("rules"))
     if not rules and kind is RouteKind.HTTP:
         rules = (RouteRule(),)
+    if len(rules) != 1 and kind is RouteKind.TCP:
+        raise spec.error("rules", f"a TCPRoute has one rule, not {len(rules)}")
     created = fields.mapping("metadata").text("creationTimestamp", "")
     return Route(kind, namespace, name, parents, rules, created)
 
@@ -84,8 +88,17 @@ def _rule(kind: RouteKind, namespace: str, item: Fields) -> RouteRule:
     return RouteRule(matches, filters, backends, request, backend, _retry(item))
 
 
+def _tcp_rule(kind: RouteKind, namespace: str, item: Fields) -> RouteRule:
+    item.only(("backendRefs", "name"))
+    backends = tuple(_backend(kind, namespace, ref) for ref in item.mappings("backendRefs"))
+    if not backends:
+        raise item.error("backendRefs", "is required: one or more Services")
+    return RouteRule(backends=backends)
+
+
 def _backend(kind: RouteKind, namespace: str, item: Fields) -> BackendRef:
-    item.only(("filters", "group", "kind", "name", "namespace", "port", "weight"))
+    fields = ("group", "kind", "name", "namespace", "port", "weight")
+    item.only(fields if kind is RouteKind.TCP else ("filters", *fields))
     group, sort = item.text("group", ""), item.text("kind", "Service")
     is_service = group in ("", "core") and sort == "Service"
     filters = parse_filters(kind, item)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from control_plane.model.route import PathKind, Route, RouteMatch, RouteRule
+from control_plane.model.route import PathKind, Route, RouteKind, RouteMatch, RouteRule
 
 _PATH_RANK = {PathKind.EXACT: 0, PathKind.REGEX: 1, PathKind.PREFIX: 2, PathKind.RAW_PREFIX: 2}
 
@@ -24,6 +24,15 @@ class Candidate(NamedTuple):
     rule_index: int
     rule: RouteRule
     match: RouteMatch
+
+
+def most_specific(routes: Iterable[Route]) -> list[Route]:
+    """Of the routes on one port those of the most specific kind, oldest first; it alone counts (GEP-1294)."""
+    found = sorted(routes, key=lambda route: route.age_rank)
+    for kind in RouteKind:
+        if chosen := [route for route in found if route.kind is kind]:
+            return chosen
+    return []
 
 
 def ordered(routes: Iterable[Route]) -> list[Candidate]:

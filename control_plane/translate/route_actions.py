@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption, RuntimeFractionalPercent
+from envoy.config.core.v3.base_pb2 import DataSource, HeaderValue, HeaderValueOption, RuntimeFractionalPercent
 from envoy.config.route.v3.route_components_pb2 import (
     DirectResponseAction,
     RedirectAction,
@@ -83,6 +83,26 @@ def apply_rule(
         route.route.CopyFrom(_route_action(rule, backends, rewrite, dialect, domain))
 
 
+def carry(route: Route, source: str, rule: RouteRule, domain: str) -> None:
+    """Gives `route` for CONNECT what a TCPRoute's rule says: its backends, one of which each connection goes
+    to by weight. `source` names the TCPRoute, for messages."""
+    backends = [backend for backend in rule.backends if backend.weight and backend.resolved]
+    if not backends:
+        found = any(backend.resolved for backend in rule.backends)
+        why = "has a weight" if found else "exists and may be named"
+        refuse_connection(route, f"no backend of {source} {why}")
+        return
+    names = [canonical(Target(backend.service, backend.port), domain) for backend in backends]
+    route.route.CopyFrom(RouteAction(cluster=names[0], timeout=duration(0.0)))
+    if len(backends) > 1:
+        route.route.weighted_clusters.CopyFrom(_split(backends, names))
+
+
+def refuse_connection(route: Route, why: str) -> None:
+    """HTTP has a status for what nobody may answer; a connection is cut, and the caller's log says why."""
+    route.direct_response.CopyFrom(DirectResponseAction(status=503, body=DataSource(inline_string=why)))
+
+
 def unresolved_share(rule: RouteRule) -> float:
     """The share of a rule's requests, 0 to 1, whose backends do not exist or may not be named."""
     total = sum(backend.weight for backend in rule.backends)
@@ -90,10 +110,15 @@ def unresolved_share(rule: RouteRule) -> float:
     return missing / total if total else 0.0
 
 
-def refuse_share(route: Route, share: float) -> None:
-    """Makes `route` answer 500 to this share of what it matches and leave the rest to the next one."""
+def limit_to_share(route: Route, share: float) -> None:
+    """Makes `route` match this share and leave the rest to the next one."""
     fraction = FractionalPercent(numerator=round(share * 1_000_000), denominator=FractionalPercent.MILLION)
     route.match.runtime_fraction.CopyFrom(RuntimeFractionalPercent(default_value=fraction))
+
+
+def refuse_share(route: Route, share: float) -> None:
+    """Makes `route` answer 500 to this share of what it matches."""
+    limit_to_share(route, share)
     route.direct_response.CopyFrom(DirectResponseAction(status=500))
 
 

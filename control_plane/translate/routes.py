@@ -23,11 +23,14 @@ from envoy.type.matcher.v3.string_pb2 import StringMatcher
 from control_plane.model.discovery import Dialect
 from control_plane.model.route import PathKind, PathRewrite, Route, RouteKind, RouteMatch, ValueMatch
 from control_plane.model.service import AppProtocol, ServicePort
-from control_plane.translate.precedence import Candidate, ordered
+from control_plane.translate.precedence import Candidate, most_specific, ordered
 from control_plane.translate.protobuf import duration
 from control_plane.translate.route_actions import (
     apply_rule,
+    carry,
     forward,
+    limit_to_share,
+    refuse_connection,
     refuse_share,
     retry_policy,
     unresolved_share,
@@ -44,7 +47,7 @@ def route_configuration(
         host.retry_policy.CopyFrom(retry_policy())
         # Its presence says what the port carries: alone opaque TCP, beside others nobody knows.
         if port.protocol is AppProtocol.TCP or not port.declared:
-            host.routes.append(connect_route(name))
+            host.routes.extend(_opaque(name, routes, domain))
     if port.protocol is not AppProtocol.TCP:
         host.routes.extend(_routes(name, port, routes, dialect, domain))
     return RouteConfiguration(name=name, virtual_hosts=[host])
@@ -52,12 +55,47 @@ def route_configuration(
 
 def connect_route(cluster: str) -> XdsRoute:
     """Opaque TCP: a CONNECT request becomes bytes to one of the cluster's endpoints."""
-    connect = RouteAction.UpgradeConfig(upgrade_type="CONNECT")
-    connect.connect_config.SetInParent()
-    action = RouteAction(cluster=cluster, timeout=duration(0.0), upgrade_configs=[connect])
+    route = _connect("tcp")
+    route.route.CopyFrom(RouteAction(cluster=cluster, timeout=duration(0.0)))
+    _upgrade(route)
+    return route
+
+
+def _opaque(name: str, routes: Sequence[Route], domain: str) -> Iterator[XdsRoute]:
+    """What becomes of connections: one TCPRoute says it, or they go to the service itself. The share of
+    backends that do not exist or may not be named is refused (Gateway API v1, TCPRouteRule.backendRefs)."""
+    attached = most_specific(routes)
+    if not attached or attached[0].kind is not RouteKind.TCP:
+        yield connect_route(name)
+        return
+    route = attached[0]
+    [rule] = route.rules
+    label = f"{route.namespace}/{route.name}/0"
+    share = unresolved_share(rule)
+    if 0.0 < share < 1.0:
+        refused = _connect(f"{label}/unresolved")
+        limit_to_share(refused, share)
+        refuse_connection(
+            refused, f"this share of {route} is of backends that do not exist or may not be named"
+        )
+        yield refused
+    made = _connect(label)
+    carry(made, str(route), rule, domain)
+    if made.HasField("route"):
+        _upgrade(made)
+    yield made
+
+
+def _connect(name: str) -> XdsRoute:
     match = XdsMatch()
     match.connect_matcher.SetInParent()
-    return XdsRoute(name="tcp", match=match, route=action)
+    return XdsRoute(name=name, match=match)
+
+
+def _upgrade(route: XdsRoute) -> None:
+    connect = RouteAction.UpgradeConfig(upgrade_type="CONNECT")
+    connect.connect_config.SetInParent()
+    route.route.upgrade_configs.append(connect)
 
 
 def _routes(
@@ -68,9 +106,7 @@ def _routes(
         default.route.CopyFrom(forward(name))
         yield default
         return
-    # GEP-1294: on one port the more specific kind of route alone counts.
-    grpc = [route for route in routes if route.kind is RouteKind.GRPC]
-    for candidate in ordered(grpc or routes):
+    for candidate in ordered(most_specific(routes)):
         name = f"{candidate.route.namespace}/{candidate.route.name}/{candidate.rule_index}"
         share = unresolved_share(candidate.rule)
         for match, rewrite in _matches(candidate, dialect):

@@ -41,6 +41,7 @@ READING: tuple[Right, ...] = (
     ("get", kinds.WEBHOOKS, "", ""),
     ("list", kinds.HTTP_ROUTES, "each", ""),
     ("list", kinds.GRPC_ROUTES, "each", ""),
+    ("list", kinds.TCP_ROUTES, "each", ""),
     ("list", kinds.TRAFFIC_POLICIES, "each", ""),
 )
 INSTALLING: tuple[Right, ...] = (
@@ -137,7 +138,10 @@ def gateway_definitions(world: World) -> Iterator[Fact]:
             _NEEDS,
         )
     else:
-        yield ok("gateway-api", f"Gateway API {version or '(version not to be read)'}: HTTPRoute, GRPCRoute")
+        # Standard only since 1.6: a cluster without it lacks nothing that it was promised.
+        more = ", TCPRoute" if kinds.TCP_ROUTES.plural in names else ""
+        said = version or "(version not to be read)"
+        yield ok("gateway-api", f"Gateway API {said}: HTTPRoute, GRPCRoute{more}")
 
 
 def _bundle_version(world: World) -> str:

@@ -50,6 +50,7 @@ CLUSTER_ROLES = Kind("rbac.authorization.k8s.io", "v1", "clusterroles")
 CLUSTER_ROLE_BINDINGS = Kind("rbac.authorization.k8s.io", "v1", "clusterrolebindings")
 HTTP_ROUTES = Kind(GATEWAY_GROUP, "v1", "httproutes")
 GRPC_ROUTES = Kind(GATEWAY_GROUP, "v1", "grpcroutes")
+TCP_ROUTES = Kind(GATEWAY_GROUP, "v1", "tcproutes")
 TRAFFIC_POLICIES = Kind(GROUP, "v1alpha1", "trafficpolicies")
 ACCESS_REVIEWS = Kind("authorization.k8s.io", "v1", "selfsubjectaccessreviews")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from pilotfish.operator.api import Object
 from pilotfish.operator.facts import Fact, failed, ok, some, warning
-from pilotfish.operator.kinds import CONTROLLER, GRPC_ROUTES, HTTP_ROUTES, TRAFFIC_POLICIES
+from pilotfish.operator.kinds import CONTROLLER, GRPC_ROUTES, HTTP_ROUTES, TCP_ROUTES, TRAFFIC_POLICIES
 from pilotfish.operator.world import World, full_name
 
 _LINKS = {
@@ -19,7 +19,7 @@ _LINKS = {
 
 
 def routes(world: World) -> Iterator[Fact]:
-    for kind, name in ((HTTP_ROUTES, "HTTPRoute"), (GRPC_ROUTES, "GRPCRoute")):
+    for kind, name in ((HTTP_ROUTES, "HTTPRoute"), (GRPC_ROUTES, "GRPCRoute"), (TCP_ROUTES, "TCPRoute")):
         ours = [route for route in world.routes(kind) if _is_ours(route)]
         yield from _verdict_facts("routes", name, ours, world.system)
 

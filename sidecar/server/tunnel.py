@@ -11,10 +11,12 @@ Made by `forward_proxy.py` for CONNECT requests and by `captured.py` for redirec
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import TYPE_CHECKING
 
 from mesh_api.names import OPAQUE_PORTS
 from sidecar.config.matcher import CompiledRoutes
+from sidecar.config.resources import Route, RouteAction
 from sidecar.http.context import HttpContext
 from sidecar.net.connection import Connection
 from sidecar.protocol.events import RequestHead
@@ -74,20 +76,31 @@ class Tunnel:
         """Discovery has answered: trust what is declared, else dial while the first bytes are awaited."""
         self._stop_waiting = None
         self._answered = True
-        cluster = "" if isinstance(routes, str) else tunnel_cluster(routes)
         declared = Protocol.NEED_MORE
-        if isinstance(routes, str) or not cluster:
-            self._session.fail("NC", routes if isinstance(routes, str) else f"{routes.name} forwards nowhere")
-        else:
-            self._cluster = cluster
+        if isinstance(routes, str):
+            self._session.fail("NC", routes)
+        elif self._choose(routes):
             declared = self._declared(routes)
         if self._early is not None:
             self._hand_over(Protocol.OTHER if declared is Protocol.OTHER else self._early)
         elif declared is Protocol.OTHER:
             self._detect.decide(Protocol.OTHER)
         elif declared is Protocol.NEED_MORE:
-            self._session.connect(cluster)
+            self._session.connect(self._cluster)
             self._detect.limit(SILENCE)
+
+    def _choose(self, routes: CompiledRoutes) -> bool:
+        """Where this connection goes if it is opaque, decided once. False: discovery says nothing of that."""
+        route = tunnel_route(routes, self._context.random)
+        if route is not None and route.action is not None:
+            self._cluster = pick_cluster(route.action, self._context.random)
+        elif route is not None:
+            self._chain.stats.tcp_refused += 1
+            reason = route.direct_response.body.decode() if route.direct_response is not None else ""
+            self._session.fail("NC", f"refused by route {route.name}: {reason or 'it forwards nowhere'}")
+        else:
+            self._session.fail("NC", f"{routes.name} forwards nowhere")
+        return route is not None
 
     def _declared(self, routes: CompiledRoutes) -> Protocol:
         if self._captured and routes.name == PASSTHROUGH_TABLE:
@@ -150,10 +163,19 @@ def declared_protocol(routes: CompiledRoutes, authority: bytes) -> Protocol:
     return Protocol.NEED_MORE
 
 
-def tunnel_cluster(routes: CompiledRoutes) -> str:
-    """Where opaque bytes go: by the route for CONNECT; without one, where the last, least specific route
-    goes. "" when none forwards."""
-    found = [route for host in routes.virtual_hosts for route in host.routes if route.action is not None]
-    found.sort(key=lambda route: route.config.match.connect)  # stable: the last of the preferred kind
-    action = found[-1].action if found else None
-    return action.clusters[0].name if action is not None else ""
+def tunnel_route(routes: CompiledRoutes, random: Random) -> Route | None:
+    """What says where opaque bytes go: the first route for CONNECT that takes this connection; without one,
+    the last, least specific one that forwards. None when none does."""
+    found = [route for host in routes.virtual_hosts for route in host.routes]
+    connect = [route.config for route in found if route.config.match.connect]
+    for config in connect:
+        share = config.match.runtime_fraction
+        if share is None or random.random() < share:
+            return config
+    return next((route.config for route in reversed(found) if route.action is not None), None)
+
+
+def pick_cluster(action: RouteAction, random: Random) -> str:
+    """One of the clusters, by weight."""
+    [picked] = random.choices([c.name for c in action.clusters], [c.weight for c in action.clusters])
+    return picked

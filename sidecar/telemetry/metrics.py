@@ -184,6 +184,11 @@ _LISTENER_FAMILIES = (
     ("streams_reset", "streams_reset_total", "Streams that the client reset"),
     ("detect_timeouts", "detect_timeouts_total", "Connections whose protocol was not known in time"),
     (
+        "tcp_refused",
+        "tcp_refused_total",
+        "Opaque connections refused because no backend takes them",
+    ),
+    (
         "original_dst_passthrough",
         "original_dst_passthrough_total",
         "Captured connections to destinations that discovery does not know",

@@ -178,6 +178,7 @@ class ListenerStats(Counts):
         "protocol_errors",
         "requests",
         "streams_reset",
+        "tcp_refused",
         "tls_failures",
     )
     connections_active: int
@@ -190,6 +191,7 @@ class ListenerStats(Counts):
     protocol_errors: int
     requests: int
     streams_reset: int
+    tcp_refused: int
     tls_failures: int
 
     def __init__(self) -> None:

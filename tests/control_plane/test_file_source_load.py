@@ -345,6 +345,15 @@ def test_the_same_match_for_other_ports_or_another_audience_is_no_conflict(tmp_p
     assert load(tmp_path).problems == ()
 
 
+def test_two_tcp_routes_on_one_port_are_in_conflict(tmp_path: Path) -> None:
+    rule = {"backendRefs": [backend("users")]}
+    routes = [route(name, rule, kind="TCPRoute") for name in ("a", "b")]
+    assert reference_problems(tmp_path, *GOOD, *routes) == [
+        "TCPRoute shop/b: spec.parentRefs[0]: TCPRoute shop/a has Service shop/users port 80 already, and"
+        " connections follow one; remove one of the two"
+    ]
+
+
 def test_http_and_grpc_routes_on_one_port_are_in_conflict(tmp_path: Path) -> None:
     http = route("a", {"backendRefs": [backend("users")]})
     grpc = route("b", {"backendRefs": [backend("users")]}, kind="GRPCRoute")

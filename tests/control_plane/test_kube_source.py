@@ -27,7 +27,7 @@ from control_plane.sources.kubernetes import ClusterState, KubernetesSource
 from control_plane.sources.route_admission import RouteVerdict
 from tests.support import kube_api
 from tests.support.kube_api import KubeApi, endpoint, pod
-from tests.support.kubernetes import account, backend, endpoint_slice, grant, parent, route, service
+from tests.support.kubernetes import Object, account, backend, endpoint_slice, grant, parent, route, service
 
 USERS = ServiceKey("shop", "users")
 KINDS = len(ClusterState(lambda: None).stores)
@@ -522,15 +522,19 @@ ACCEPTED = {"Accepted": (True, "Accepted"), "ResolvedRefs": (True, "ResolvedRefs
 def test_a_cluster_without_gateway_api_is_served_and_its_routes_when_they_come(tmp_path: Path) -> None:
     async def scenario(api: KubeApi) -> None:
         users(api, "users-a")
-        api.absent = {"httproutes", "grpcroutes", "referencegrants"}
+        api.absent = {"httproutes", "grpcroutes", "tcproutes", "referencegrants"}
         async with following(api) as follower:
             await follower.until(lambda: True)
             notes = {p.object for p in follower.source.problems if p.severity is Severity.NOTE}
-            assert notes == {"HTTPRoute", "GRPCRoute", "ReferenceGrant"}
+            assert notes == {"HTTPRoute", "GRPCRoute", "TCPRoute", "ReferenceGrant"}
             api.put(route("r", {"backendRefs": [backend("users")]}))
-            api.absent = {"gateway.networking.k8s.io/v1/httproutes"}  # an older one: v1beta1
+            # An older one: HTTPRoute is v1beta1 still, and TCPRoute is not standard yet.
+            api.absent = {"gateway.networking.k8s.io/v1/httproutes", "tcproutes"}
             await follower.until(lambda: follower.mesh.routes)
             assert verdict(follower, "r") == ACCEPTED
+            api.put(route("t", {"backendRefs": [backend("users")]}, kind="TCPRoute"))
+            api.absent = {"gateway.networking.k8s.io/v1/httproutes"}
+            await follower.until(lambda: "TCPRoute" in {found.kind for found in follower.verdicts})
 
     run(tmp_path, scenario)
 
@@ -670,6 +674,57 @@ def test_of_two_kinds_of_route_at_one_port_the_grpc_one_is_accepted(tmp_path: Pa
             assert [str(served) for served in follower.mesh.routes] == ["GRPCRoute shop/g"]
             assert verdict(follower, "h")["Accepted"] == (False, "Conflicted")
             assert verdict(follower, "g") == ACCEPTED
+
+    run(tmp_path, scenario)
+
+
+def test_of_tcp_routes_at_one_port_the_oldest_is_accepted_and_none_beside_other_kinds(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        rule = {"backendRefs": [backend("users")]}
+        api.put(route("a", rule, kind="TCPRoute", created="2026-02-02T00:00:00Z"))
+        api.put(route("b", rule, kind="TCPRoute", created="2026-01-01T00:00:00Z"))
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            assert [str(served) for served in follower.mesh.routes] == ["TCPRoute shop/b"]
+            assert verdict(follower, "a")["Accepted"] == (False, "Conflicted")
+            assert verdict(follower, "b") == ACCEPTED
+            api.put(route("h", rule, created="2026-03-03T00:00:00Z"))
+            await follower.until(lambda: "HTTPRoute shop/h" in map(str, follower.mesh.routes))
+            assert [str(served) for served in follower.mesh.routes] == ["HTTPRoute shop/h"]
+            assert verdict(follower, "b")["Accepted"] == (False, "Conflicted")
+            assert verdict(follower, "h") == ACCEPTED
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("ref", "reason"),
+    [
+        (backend("gone"), "BackendNotFound"),
+        (backend("users", 81), "BackendNotFound"),
+        (backend("users", namespace="other"), "RefNotPermitted"),
+        ({"group": "example.org", "kind": "Queue", "name": "q"}, "InvalidKind"),
+    ],
+)
+def test_a_tcp_route_to_what_is_no_backend_is_served_and_says_so(
+    tmp_path: Path, ref: Object, reason: str
+) -> None:
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        api.put(service("users", namespace="other"))
+        api.put(route("r", {"backendRefs": [backend("users"), ref]}, kind="TCPRoute"))
+        async with following(api) as follower:
+            await follower.until(lambda: True)
+            assert verdict(follower, "r") == {
+                "Accepted": (True, "Accepted"),
+                "ResolvedRefs": (False, reason),
+            }
+            [served] = follower.mesh.routes
+            assert [each.resolved for each in served.rules[0].backends] == [True, False]
+            if reason == "RefNotPermitted":
+                api.put(grant("other", "shop", kind="TCPRoute"))
+                await follower.until(lambda: verdict(follower, "r") == ACCEPTED)
 
     run(tmp_path, scenario)
 

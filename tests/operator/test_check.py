@@ -42,7 +42,7 @@ def test_a_healthy_mesh(tmp_path: Path, capsys: Output) -> None:
             "  ✓ Kubernetes v1.33.1 at https://127.0.0.1:PORT",
             "  ✓ nodes: 1, kubelet v1.33.1",
             "  ✓ this machine's clock agrees with the API server's",
-            "  ✓ Gateway API v1.3.0: HTTPRoute, GRPCRoute",
+            "  ✓ Gateway API v1.3.0: HTTPRoute, GRPCRoute, TCPRoute",
             "  ✓ definition trafficpolicies.mesh.pilotfish.dev is installed",
             "you",
             "  ✓ you may read what this command looks at",

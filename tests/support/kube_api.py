@@ -36,6 +36,7 @@ PLURALS = {
     "Lease": "leases",
     "HTTPRoute": "httproutes",
     "GRPCRoute": "grpcroutes",
+    "TCPRoute": "tcproutes",
     "ReferenceGrant": "referencegrants",
     "TrafficPolicy": "trafficpolicies",
     "ConfigMap": "configmaps",

@@ -175,7 +175,7 @@ def policy(name: str, accepted: str) -> Object:
 def install(api: KubeApi) -> None:
     """A mesh where nothing is wrong: two replicas, two sidecars, one route, one policy."""
     api.documents["/version"] = {"gitVersion": "v1.33.1"}
-    resources = [{"name": "httproutes"}, {"name": "grpcroutes"}]
+    resources = [{"name": "httproutes"}, {"name": "grpcroutes"}, {"name": "tcproutes"}]
     api.documents["/apis/gateway.networking.k8s.io/v1"] = {"resources": resources}
     api.put(*_cluster(), *_control_plane(), route("r", Accepted="True", ResolvedRefs="True"))
     api.put(policy("p", "True"))
