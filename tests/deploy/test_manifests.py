@@ -198,6 +198,16 @@ def test_the_control_plane_understands_its_arguments(kustomization: str) -> None
     assert bool(settings.tracing_cluster) == bool(settings.sidecar_otlp)
 
 
+def test_a_replica_answers_until_nobody_calls_it_any_more() -> None:
+    """A refused call of the webhook lets a pod start without its sidecar, where the policy is Ignore."""
+    [deployment] = base_objects("control-plane.yaml")
+    spec = deployment["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    [sleep, seconds] = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert sleep == "sleep"
+    assert 5 <= int(seconds) < spec["terminationGracePeriodSeconds"] - 10
+
+
 def test_services_lead_to_ports_that_exist() -> None:
     [deployment] = base_objects("control-plane.yaml")
     [container] = deployment["spec"]["template"]["spec"]["containers"]
