@@ -179,7 +179,7 @@ def _ahead(replica: Replica) -> float | None:
 
 
 def configuration(world: World) -> Iterator[Fact]:
-    """What the control plane thinks of Services and routes; the replicas read the same."""
+    """What the control plane thinks of Services, routes and policies; the replicas read the same."""
     for replica in world.answering[:1]:
         problems = replica.status["problems"]
         for severity, make in (("error", failed), ("warning", warning)):
@@ -194,4 +194,4 @@ def configuration(world: World) -> Iterator[Fact]:
                     "docs/troubleshooting.md#a-route-has-no-effect",
                 )
         if not any(p["severity"] in ("error", "warning") for p in problems):
-            yield ok("configuration", "the control plane found no errors in Services and routes")
+            yield ok("configuration", "the control plane found no errors in Services, routes and policies")

@@ -69,6 +69,7 @@ def test_the_control_plane_watches_what_is_defined() -> None:
 
 def test_the_schema_is_structural_and_bounded() -> None:
     """What an API server asks of a schema, and what keeps the estimated cost of the rules in its budget."""
+    assert SCHEMA["properties"]["metadata"] == {"type": "object"}
     for path, node in nodes(SCHEMA):
         assert node["type"] in ("object", "array", "string", "integer", "boolean"), path
         assert not {"$ref", "additionalProperties", "oneOf", "anyOf", "not", "default"} & set(node), path

@@ -60,7 +60,7 @@ def test_a_healthy_mesh(tmp_path: Path, capsys: Output) -> None:
             "  ✓ cp-a: the certificate of the webhook ends in 23h",
             "  ✓ cp-b: the certificate of discovery ends in 23h",
             "  ✓ cp-b: the certificate of the webhook ends in 23h",
-            "  ✓ the control plane found no errors in Services and routes",
+            "  ✓ the control plane found no errors in Services, routes and policies",
             "injection",
             "  ✓ the webhook is configured (failure policy Ignore)",
             "  ✓ the webhook's caBundle is the mesh's root",
