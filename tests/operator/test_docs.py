@@ -24,3 +24,39 @@ def test_every_response_flag_of_the_sidecar_is_in_the_page() -> None:
     assert len(flags) >= 15
     rows = re.findall(r"^\| `([A-Z]+)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
     assert sorted(rows) == sorted(flags)
+
+
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "examples").rglob("*.md"),
+    ROOT / "benchmarks" / "README.md",
+]
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_between_pages_and_hints_of_commands_lead_somewhere() -> None:
+    links = [
+        (page.parent, link) for page in PAGES for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    ]
+    in_page = [(page, link) for page in PAGES for link in re.findall(r"\]\((#[^)\s]+)\)", page.read_text())]
+    hints = [
+        (ROOT, hint)
+        for path in (ROOT / "pilotfish").rglob("*.py")
+        for hint in re.findall(r"\bdocs/[\w-]+\.md(?:#[\w-]+)?", path.read_text())
+    ]
+    assert len(hints) > 10
+    wrong = [link for page, link in in_page if link[1:] not in anchors(page)]
+    for folder, link in (*links, *hints):
+        file, _, anchor = link.partition("#")
+        if not file or "://" in link:
+            continue
+        target = folder / file
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            wrong.append(f"{folder.name}: {link}")
+    assert not wrong
