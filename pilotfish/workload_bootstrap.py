@@ -22,6 +22,8 @@ CONTROL_PLANE = "control-plane"
 OTLP = "otlp"
 APPLICATION = "inbound-passthrough"
 """Cluster of a captured workload: its own ports that discovery does not know."""
+_NO_LIMITS = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests"), 2**32 - 1)
+"""Said, because Envoy's own defaults are low."""
 _ORIGINAL_DST = {
     "name": "envoy.filters.listener.original_dst",
     "typed_config": {
@@ -205,7 +207,8 @@ def _application(workload: Workload) -> dict[str, Any]:
         "name": APPLICATION,
         "type": "ORIGINAL_DST",
         "lb_policy": "CLUSTER_PROVIDED",
-        "connect_timeout": "2s",
+        "connect_timeout": "5s",
+        "circuit_breakers": {"thresholds": [_NO_LIMITS]},
         "upstream_bind_config": bind,
     }
 

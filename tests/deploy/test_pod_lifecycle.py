@@ -22,6 +22,7 @@ from pilotfish.pod_bootstrap import PodError, bootstrap_file, has_ipv6, pod_work
 from pilotfish.workload_bootstrap import bootstrap
 from sidecar.bootstrap import load_bootstrap, parse_bootstrap
 from sidecar.config.resources import Bootstrap, Discovery, SocketAddress, TcpProxyConfig
+from sidecar.upstream.cluster_manager import UNLIMITED
 from tests.support.certs import make_ca
 
 ROOT_PEM = make_ca("root").certificate.public_bytes(Encoding.PEM).decode()
@@ -66,6 +67,9 @@ def test_a_captured_sidecar_takes_redirected_connections_in_both_directions() ->
     assert inbound.additional_addresses == ()
     application = next(c for c in understood.clusters if c.discovery is Discovery.ORIGINAL_DST)
     assert application.source_addresses == ("127.0.0.6",)
+    assert application.circuit_breakers == UNLIMITED
+    # Longer than TCP takes to ask an application again whose accept queue was full.
+    assert application.connect_timeout == 5.0
     [chain] = inbound.filter_chains
     assert isinstance(chain.network, TcpProxyConfig)
     assert [each.name for each in chain.network.clusters] == [application.name]

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -475,3 +476,29 @@ def test_the_check_fails_where_the_rules_were_flushed(world: World) -> None:
         world.mesh.run_init(world.client)
     assert world.client.host.namespace.must("nft", "list", "table", "inet", "pilotfish") == saved
     assert namespace.run("nft", "list", "table", "inet", "pilotfish").returncode == 1
+
+
+# --- many connections -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["in, unknown port", "in, opaque", "out, unknown address", "out, opaque"])
+def test_more_connections_than_envoys_default_limit_at_once(world: World, way: str) -> None:
+    """Of what nobody has set a limit for."""
+    pod, address, greeting = {
+        "in, unknown port": (world.outside, (world.server.ip, UNKNOWN), b""),
+        "in, opaque": (world.outside, (world.server.ip, 2525), b"220 server-1\r\n"),
+        "out, unknown address": (world.client, (world.outside.ip, UNKNOWN), b"220 outside\r\n"),
+        "out, opaque": (world.client, (world.virtual["server"][4], 25), b"220 server-1\r\n"),
+    }[way]
+    with ExitStack() as stack:
+        clients = [stack.enter_context(pod.host.namespace.socket(4)) for _ in range(1100)]
+        for client in clients:
+            client.connect(address)
+            client.sendall(b"hello")
+        for client in clients:
+            answer = b""
+            while len(answer) < len(greeting) + 5:
+                received = client.recv(100)
+                assert received, answer
+                answer += received
+            assert answer == greeting + b"hello"

@@ -18,6 +18,9 @@ from aiohttp import WSMsgType, web
 
 from tests.support.certs import make_ca
 
+BACKLOG = 2048
+"""Connections that wait to be accepted; when there are more, TCP tries again after 1 s."""
+
 
 class Application:
     def __init__(self, name: str) -> None:
@@ -112,7 +115,7 @@ async def main(name: str, *ports: str) -> None:
             await web.TCPSite(runner, "::", int(port), ssl_context=context).start()
         else:
             serve = {"greet": application.greet, "echo": application.echo}[kind]
-            await asyncio.start_server(serve, None, int(port))
+            await asyncio.start_server(serve, None, int(port), backlog=BACKLOG)
     print("serves", flush=True)
     await asyncio.Event().wait()
 
