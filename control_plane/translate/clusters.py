@@ -48,6 +48,9 @@ PEAK_EWMA = "type.googleapis.com/envoy.extensions.load_balancing_policies.peak_e
 
 STREAM_WINDOW = 256 * 1024
 CONNECTION_WINDOW = 1024 * 1024
+APPLICATION_CONNECT_TIMEOUT = 5.0
+"""Seconds. An application whose accept queue is full for a moment answers the kernel's next SYN, which comes
+after 1 s, or the one after that, after 3 s."""
 _UNLIMITED = 2**32 - 1
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
@@ -101,7 +104,7 @@ def inbound_cluster(workload: WorkloadPort) -> Cluster:
     cluster = Cluster(
         name=name,
         type=Cluster.STATIC,
-        connect_timeout=duration(DEFAULT_SETTINGS.connections.connect_timeout),
+        connect_timeout=duration(APPLICATION_CONNECT_TIMEOUT),
         load_assignment=ClusterLoadAssignment(
             cluster_name=name, endpoints=[LocalityLbEndpoints(lb_endpoints=[endpoint])]
         ),

@@ -184,7 +184,7 @@ def test_the_inbound_cluster_speaks_what_the_application_speaks() -> None:
     expected = {
         "name": "inbound|8080|127.0.1.1",
         "type": "STATIC",
-        "connectTimeout": "1s",
+        "connectTimeout": "5s",
         "loadAssignment": {
             "clusterName": "inbound|8080|127.0.1.1",
             "endpoints": [{"lbEndpoints": [{"endpoint": {"address": address}}]}],
