@@ -343,6 +343,7 @@ class TcpUpstream:
         session = self.session
         if not self.established and not reset.processed:
             self.release(failed=True)
+            session.failure = f"{self.endpoint.name} refused the connection: {reset.reason}"
             session.try_next()
         else:
             session.fail("UR", f"upstream {self.endpoint.name} ended the connection: {reset.reason}")

@@ -15,6 +15,7 @@ from sidecar.net.peer import PeerInfo
 from sidecar.protocol.events import ErrorCode, Reset
 from sidecar.protocol.raw import RawCodec
 from sidecar.server.tcp_proxy import TcpProxy, TcpSession, TcpUpstream
+from sidecar.telemetry.access_log import AccessRecord
 from tests.support.virtual_clock import VirtualClock
 
 
@@ -50,6 +51,14 @@ class Cluster:
 
     def why_none(self) -> str:
         return ""
+
+
+class Records:
+    def __init__(self) -> None:
+        self.written: list[AccessRecord] = []
+
+    def write(self, record: AccessRecord) -> None:
+        self.written.append(record)
 
 
 class Rig:
@@ -94,6 +103,17 @@ def test_an_established_session_that_is_reset_blames_nobody(rig: Rig) -> None:
 def test_a_connection_that_cannot_be_made_is_the_endpoints_fault(rig: Rig) -> None:
     rig.cluster.endpoint.waiter.on_connect_failure("refused", False)
     assert rig.cluster.finished == [(None, True)]
+
+
+def test_a_stream_that_was_refused_is_the_reason_when_no_endpoint_is_left(rig: Rig) -> None:
+    log: Any = Records()
+    rig.proxy.access_log = log
+    rig.cluster.endpoint.waiter.on_reset(Reset(ErrorCode.REFUSED_STREAM, "REFUSED_STREAM", processed=False))
+    [record] = log.written
+    assert record.flags == "UH"
+    assert record.details == (
+        "no endpoint of cluster db is left to try: db-1 refused the connection: REFUSED_STREAM"
+    )
 
 
 def test_a_caller_that_leaves_while_connecting_says_nothing_about_the_endpoint(rig: Rig) -> None:
