@@ -316,11 +316,9 @@ class Connection(asyncio.BufferedProtocol):
         assert session is not None
         if self._closing or transport is None:
             return
-        output = session.take_output()
-        if output:
-            transport.write(output)
         self._on_read_pause(False)
         if rest is None:
+            self._write_session_output(session)
             return
         problem = self._identify_peer(session)
         if problem:
@@ -333,9 +331,16 @@ class Connection(asyncio.BufferedProtocol):
                 self._deliver_last(session, plain)
             elif plain:
                 self._deliver(plain)
+            # What ends the handshake goes with what the codec has said, if it has.
+            self._write_session_output(session)
         except BaseException:
             self.abort("internal error")  # as the loop does when `buffer_updated` raises
             raise
+
+    def _write_session_output(self, session: TlsSession) -> None:
+        output = session.take_output()
+        if output and self._transport is not None:
+            self._transport.write(output)
 
     def _identify_peer(self, session: TlsSession) -> str | None:
         assert self._tls is not None
