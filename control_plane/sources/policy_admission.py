@@ -14,7 +14,7 @@ from control_plane.kube.store import Key
 from control_plane.model.mesh import Mesh
 from control_plane.model.policy import PolicyTarget, TrafficPolicy
 from control_plane.model.problem import Problem, Severity
-from control_plane.model.service import ServiceKey
+from control_plane.model.service import Service, ServiceKey
 from control_plane.sources.fields import path_text
 from control_plane.sources.kube_objects import PolicyFacts
 from control_plane.sources.objects import ObjectRef
@@ -45,19 +45,42 @@ class PolicyAdmission:
 
 def check_policies(mesh: Mesh) -> Iterator[Finding]:
     """The path of a finding leads to one of the policy's targets."""
-    first: dict[tuple[ServiceKey, str], TrafficPolicy] = {}
-    for policy in sorted(mesh.policies, key=lambda policy: policy.age_rank):
+    by_age = sorted(mesh.policies, key=lambda policy: policy.age_rank)
+    oldest: dict[tuple[ServiceKey, str], TrafficPolicy] = {}
+    for policy in by_age:
+        for target in policy.targets:
+            oldest.setdefault((ServiceKey(policy.namespace, target.name), target.section_name), policy)
+    for policy in by_age:
         ref = ObjectRef(KIND, policy.namespace, policy.name)
         for target in policy.targets:
             key = ServiceKey(policy.namespace, target.name)
             if (lost := _lost(mesh, key, target)) is not None:
                 yield Finding(ref, *lost)
                 continue
-            older = first.setdefault((key, target.section_name), policy)
+            older = oldest[key, target.section_name]
             if older is not policy:
                 at = f"Service {key}" + (f" port {target.section_name}" if target.section_name else "")
                 message = f"{older} is older and holds for {at}; remove one of the two, or what both name"
                 yield Finding(ref, target.path, message, Severity.WARNING, "Conflicted")
+            elif not target.section_name and (message := _overridden(policy, mesh.services[key], oldest)):
+                yield Finding(ref, target.path, message, Severity.NOTE)
+
+
+def _overridden(
+    policy: TrafficPolicy, service: Service, oldest: Mapping[tuple[ServiceKey, str], TrafficPolicy]
+) -> str:
+    """For which ports a policy for the whole Service does not hold, because others are for them alone."""
+    taken = [
+        port.name
+        for port in service.ports
+        if port.name and oldest.get((service.key, port.name), policy) is not policy
+    ]
+    if not taken:
+        return ""
+    if len(taken) == len(service.ports):
+        return f"every port of Service {service.key} has a policy of its own, so that this one has no effect"
+    listed = ", ".join(taken)
+    return f"calls to Service {service.key} follow the policy, but for ports with one of their own: {listed}"
 
 
 def _lost(
@@ -107,10 +130,11 @@ def _ancestors(
             kept = "; the last good version stays in use" if facts.policy else ""
             message = ": ".join(filter(None, (facts.field, facts.refusal))) + kept
             condition = Condition("Accepted", False, "Invalid", message)
-        elif finding is not None:
+        elif finding is not None and finding.reason:
             condition = Condition("Accepted", False, finding.reason, finding.message)
         else:
-            condition = Condition("Accepted", True, "Accepted", "calls to this Service follow the policy")
+            message = finding.message if finding else "calls to this Service follow the policy"
+            condition = Condition("Accepted", True, "Accepted", message)
         yield text, (condition,)
 
 

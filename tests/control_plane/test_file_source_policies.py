@@ -261,11 +261,31 @@ def test_a_target_that_is_not_there_refuses_the_folder(tmp_path: Path) -> None:
 
 
 def test_a_younger_policy_for_the_same_is_a_warning(tmp_path: Path) -> None:
-    both = [parent("users"), parent("users", sectionName="http")]
-    assert located(tmp_path, service("users"), policy("old", created=OLD), policy("new", both)) == [
+    assert located(tmp_path, service("users"), policy("old", created=OLD), policy("new")) == [
         "warning shop/new: spec.targetRefs[0]: TrafficPolicy shop/old is older and holds for "
         "Service shop/users; remove one of the two, or what both name"
     ]
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        (
+            ["admin"],
+            "calls to Service shop/users follow the policy, but for ports with one of their own: admin",
+        ),
+        (
+            ["http", "admin"],
+            "every port of Service shop/users has a policy of its own, so that this one has no effect",
+        ),
+    ],
+)
+def test_where_policies_of_ports_go_before_one_of_the_service_is_noted(
+    tmp_path: Path, sections: list[str], expected: str
+) -> None:
+    of_ports = [limit(f"of-{section}", 1, section) for section in sections]
+    found = located(tmp_path, service("users", *PORTS), policy("whole"), *of_ports)
+    assert found == [f"note shop/whole: spec.targetRefs[0]: {expected}"]
 
 
 def test_a_problem_has_its_file_and_line(tmp_path: Path) -> None:

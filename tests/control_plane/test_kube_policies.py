@@ -145,6 +145,17 @@ def test_the_older_policy_holds_until_it_goes(tmp_path: Path) -> None:
     run(tmp_path, scenario, policy("a", created=NEW), policy("b", created=OLD))
 
 
+def test_a_policy_that_others_go_before_is_accepted_and_told_where(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.until(lambda: rig.reasons() == rig.reasons("q") == FINE)
+        [note] = rig.problems()
+        assert (note.object, note.severity) == ("TrafficPolicy shop/p", Severity.NOTE)
+        assert rig.ancestors()[0]["conditions"][0]["message"] == note.message
+        assert note.message.startswith("every port of Service shop/users has a policy of its own")
+
+    run(tmp_path, scenario, policy("p"), policy("q", [parent("users", sectionName="http")]))
+
+
 def test_each_target_has_its_own_verdict_which_follows_the_services(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         lost = ("False", "TargetNotFound")
