@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from tests.support.captured_mesh import CapturedMesh, CapturedPod
-from tests.support.captured_pod import metric
+from tests.support.captured_pod import call, metric
 from tests.support.cluster_network import NODE
 from tests.support.wire import Wire
 
@@ -54,6 +54,7 @@ PROBED = {
     "livenessProbe": {"tcpSocket": {"port": 8080}},
     "startupProbe": {"grpc": {"port": 9000}},
 }
+PROBED_HTTP = {"readinessProbe": {"httpGet": {"path": "/health", "port": 8080}}}
 
 
 @dataclass
@@ -64,6 +65,10 @@ class World:
     """Permissive."""
     db: CapturedPod
     """Strict; replica 0 of a headless Service."""
+    six: CapturedPod
+    """Its first address is of IPv6."""
+    legacy: CapturedPod
+    """With a sidecar, and not captured."""
     plain: CapturedPod
     """Without a sidecar."""
     outside: CapturedPod
@@ -103,11 +108,15 @@ def made(mesh: CapturedMesh) -> World:
     db = mesh.add_pod(
         "db-0", "db", "http=8080", "grpc=9000", subdomain="db", inbound="strict", container=PROBED
     )
+    six = mesh.add_pod("six-1", "six", "http=8080", first=6, inbound="strict", container=PROBED_HTTP)
+    legacy = mesh.add_pod("legacy-1", "legacy", "http=8080", capture="disabled")
     plain = mesh.add_pod("plain-1", "plain", "http=8080", sidecar=False)
     outside = mesh.add_outside("outside", "http=80", f"http={SKIPPED_OUT}", f"greet={UNKNOWN}", "https=443")
     virtual = {
         "client": mesh.add_service("client", client),
         "server": mesh.add_service("server", server, ports=SERVER_PORTS, node_port=NODE_PORT),
+        "six": mesh.add_service("six", six),
+        "legacy": mesh.add_service("legacy", legacy),
         "plain": mesh.add_service("plain", plain),
         "empty": mesh.add_service("empty"),
         "vault": mesh.add_service("vault", db, node_port=NODE_PORT + 1),
@@ -116,8 +125,8 @@ def made(mesh: CapturedMesh) -> World:
     mesh.add_external_name("alias", "server.shop.svc.cluster.local")
     mesh.add_external_name("partner", "partner.example")
     mesh.network.records["partner.example"] = list(outside.host.addresses.values())
-    mesh.ready(client, server, db, plain, outside)
-    return World(mesh, client, server, db, plain, outside, virtual)
+    mesh.ready(client, server, db, six, legacy, plain, outside)
+    return World(mesh, client, server, db, six, legacy, plain, outside, virtual)
 
 
 def curl(pod: CapturedPod, *arguments: str) -> dict[str, Any]:
@@ -261,11 +270,11 @@ def test_the_applications_own_tls_travels_inside_of_the_meshs(world: World, fami
     with Wire(world.mesh.network.node) as wire:
         answer = curl(world.client, family, "-k", f"https://{name}:{port}/secret")
     assert (answer["name"], answer["path"], caller(answer)) == ("server-1", "/secret", "")
-    assert wire.between(world.client.host, world.server.host) > 1000
-    assert not wire.saw(name.encode())
+    assert wire.between(world.client.host, world.server.host)
+    assert not wire.saw(name.encode(), world.client.host, world.server.host)
     with Wire(world.mesh.network.node) as wire:
         assert curl(world.plain, family, "-k", f"https://{name}:{port}/")["name"] == "server-1"
-    assert wire.saw(name.encode())
+    assert wire.saw(name.encode(), world.plain.host, world.server.host)
 
 
 @ipv4_and_ipv6
@@ -336,6 +345,40 @@ def test_loopback_is_the_pods_own(world: World, host: str) -> None:
 
 def test_http_1_0(world: World) -> None:
     assert curl(world.client, "--http1.0", "http://server/")["name"] == "server-1"
+
+
+@ipv4_and_ipv6
+def test_half_an_end_passes_and_the_other_direction_goes_on(world: World, version: int) -> None:
+    """Opaque through the mesh, and past it: inbound to a port that discovery does not know."""
+    for address, greeting in (
+        ((world.virtual["server"][version], 25), b"220 server-1\r\n"),
+        ((world.server.host.addresses[version], UNKNOWN), b""),
+    ):
+        data = os.urandom(500_000)
+        client = world.client.host.namespace.socket(version)
+        assert call(client, address, data) == greeting + data + b"|end"
+
+
+@ipv4_and_ipv6
+def test_a_pod_whose_first_address_is_of_ipv6(world: World, version: int) -> None:
+    for url in (world.url("six", version), f"http://{at(world.six.host.addresses[version], 8080)}/"):
+        answer = curl(world.client, url)
+        assert (answer["name"], caller(answer)) == ("six-1", CLIENT)
+    answer = curl(world.six, world.url("client", version))
+    assert (answer["name"], caller(answer)) == ("client-1", "spiffe://cluster.local/ns/shop/sa/six")
+    assert status_of(world.outside, f"http://{at(world.six.host.addresses[version], 8080)}/") == "000"
+    assert world.mesh.kubelet(world.six, "/app-health/app/readyz")[0] == 200
+
+
+def test_pods_that_are_not_captured_are_called_and_call_over_mutual_tls(world: World) -> None:
+    for url in ("http://legacy/", f"http://{world.legacy.ip}:8080/"):
+        answer = curl(world.client, url)
+        assert (answer["name"], caller(answer)) == ("legacy-1", CLIENT)
+    variables = {item["name"]: item["value"] for item in world.legacy.container("app")["env"]}
+    for host, name in (("server", "server-1"), ("vault", "db-0"), ("db-0.db:8080", "db-0")):
+        done = world.legacy.run("curl", "-sS", "--max-time", "10", f"http://{host}/", **variables)
+        answer = json.loads(done.stdout)
+        assert (answer["name"], caller(answer)) == (name, "spiffe://cluster.local/ns/shop/sa/legacy")
 
 
 # --- who calls from outside -------------------------------------------------------------------------
@@ -410,11 +453,11 @@ def test_nothing_of_a_call_between_captured_pods_is_readable_on_the_wire(
     secret = f"s3cret{version}{port}"
     with Wire(world.mesh.network.node) as wire:
         curl(world.client, world.url("server", version, f"/{secret}", port))
-    assert wire.between(world.client.host, world.server.host) > 1000
-    assert not wire.saw(secret.encode())
+    assert wire.between(world.client.host, world.server.host)
+    assert not wire.saw(secret.encode(), world.client.host, world.server.host)
     with Wire(world.mesh.network.node) as wire:
         curl(world.plain, world.url("server", version, f"/{secret}", port))
-    assert wire.saw(secret.encode())
+    assert wire.saw(secret.encode(), world.plain.host, world.server.host)
 
 
 def test_traces_and_metrics_name_the_services(world: World) -> None:

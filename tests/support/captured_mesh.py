@@ -91,12 +91,14 @@ class CapturedPod:
     host: Host
     manifest: Object
     """As it was injected."""
+    first: int = 4
+    """IP version of its first address."""
     applications: list[Process] = field(default_factory=list)
     sidecar: Process | None = None
 
     @property
     def ip(self) -> str:
-        return self.host.addresses[4]
+        return self.host.addresses[self.first]
 
     def container(self, name: str) -> Object:
         spec = self.manifest["spec"]
@@ -218,11 +220,13 @@ class CapturedMesh:
         sidecar: bool = True,
         container: Mapping[str, Any] | None = None,
         subdomain: str = "",
+        first: int = 4,
         **annotations: str,
     ) -> CapturedPod:
         """Its processes are started, and perhaps not ready yet. `applications` as `captured_app` takes
         them; `container` is what the application's container says more."""
         host = self.network.add(name)
+        addresses = [host.addresses[first], host.addresses[10 - first]]
         metadata: Object = {"annotations": mesh_annotations(annotations), "labels": {"app": runs_as}}
         spec: Object = {"containers": [{"name": "app", **(container or {})}], "serviceAccountName": runs_as}
         if subdomain:
@@ -238,11 +242,11 @@ class CapturedMesh:
             "spec": {**spec, "nodeName": "node-1"},
             "status": {
                 "phase": "Running",
-                "podIP": host.addresses[4],
-                "podIPs": [{"ip": address} for address in host.addresses.values()],
+                "podIP": addresses[0],
+                "podIPs": [{"ip": address} for address in addresses],
             },
         }
-        pod = self.pods[name] = CapturedPod(name, runs_as, host, manifest)
+        pod = self.pods[name] = CapturedPod(name, runs_as, host, manifest, first)
         self.kube.put(account(runs_as), manifest)
         if sidecar:
             self.run_init(pod)
@@ -337,8 +341,9 @@ class CapturedMesh:
 
     def kubelet(self, pod: CapturedPod, path: str, port: int = ADMIN_PORT) -> tuple[int, str]:
         """GET from the node."""
-        url = f"http://{pod.ip}:{port}{path}"
-        command = ["curl", "-s", "--noproxy", "*", "--max-time", "10", "-w", "\n%{http_code}", url]
+        host = f"[{pod.ip}]" if ":" in pod.ip else pod.ip
+        url = f"http://{host}:{port}{path}"
+        command = ["curl", "-sg", "--noproxy", "*", "--max-time", "10", "-w", "\n%{http_code}", url]
         text, _, status = self.network.node.run(*command).stdout.rpartition("\n")
         return int(status), text
 

@@ -35,20 +35,15 @@ class Wire:
                 break
         self._socket.close()
 
-    def saw(self, data: bytes) -> bool:
-        """Within one packet."""
-        return any(data in packet for packet in self._packets)
+    def saw(self, data: bytes, one: Host, other: Host) -> bool:
+        """Within one packet from one to the other."""
+        return any(data in packet for packet in self.between(one, other))
 
-    def between(self, one: Host, other: Host) -> int:
-        """Bytes of packets from each to the other."""
+    def between(self, one: Host, other: Host) -> list[bytes]:
+        """Packets from each to the other."""
         pairs = [
-            (ip_address(a.addresses[version]).packed, ip_address(b.addresses[version]).packed)
+            ip_address(a.addresses[version]).packed + ip_address(b.addresses[version]).packed
             for version in (4, 6)
             for a, b in ((one, other), (other, one))
         ]
-        return sum(
-            len(packet)
-            for packet in self._packets
-            for source, destination in pairs
-            if source + destination in packet[:40]
-        )
+        return [packet for packet in self._packets if any(pair in packet[:40] for pair in pairs)]
