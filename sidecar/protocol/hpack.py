@@ -33,8 +33,8 @@ _MAX_CONTINUED = 4
 
 # Indexed fields: one octet, or 0xff and continuation octets. Possessive, so that nothing is tried twice.
 _INDEXED_RUN = re.compile(rb"(?:[\x80-\xfe]|\xff[\x80-\xff]*+[\x00-\x7f])*+").match
-_BEFORE_PATH = re.compile(rb"((?:[\x80-\xfe]|\xff[\x80-\xff]*+[\x00-\x7f])*+)\x04").match
-"""Indexed fields, then the first octet of a literal `:path` without indexing."""
+_PATH_LITERAL = 0x04
+"""First octet of a literal `:path` without indexing."""
 _PSEUDO_LITERALS = frozenset({*range(0x01, 0x0F), *range(0x11, 0x1F)})
 """First octets of literals without indexing whose name is a pseudo-header field's (static table)."""
 _LITERALS = frozenset(range(0x80)) - _PSEUDO_LITERALS
@@ -206,20 +206,19 @@ class HpackDecoder:
         return end, shared
 
     def _decode_around_path(self, block: bytes) -> tuple[int, HeaderBlock] | None:
-        """The indexed fields around a path that did not come lately, when they did; else None."""
-        begin = _BEFORE_PATH(block)
-        if begin is None:
+        """What may be remembered around a path that did not come lately, when it did; else None."""
+        at = _shared_length(block, 0, _PATH_LITERAL)
+        if at == len(block) or block[at] != _PATH_LITERAL:
             return None
-        start = begin.end()
-        path, behind = _string(block, start)
-        end = _INDEXED_RUN(block, behind).end()  # type: ignore[union-attr]
-        key = block[:start] + block[behind:end]
+        path, behind = _string(block, at + 1)
+        end = _shared_length(block, behind)
+        key = block[: at + 1] + block[behind:end]
         known = self._around_paths.get(key)
         if known is not None:
             if self._seen_before(block[:end]):
                 return None
         elif self._seen_before(key):
-            before, size, _ = self._fields(block[: start - 1], 0)
+            before, size, _ = self._fields(block[:at], 0)
             after, more, _ = self._fields(block[behind:end], 0)
             fields = (*before, (b":path", b""), *after)
             known = HeaderBlock(fields, size + more + len(b":path") + 32, path_at=len(before))
@@ -351,15 +350,17 @@ class HpackDecoder:
         )
 
 
-def _shared_length(block: bytes, pos: int) -> int:
-    """How many octets from the start are indexed fields and pseudo-header literals without indexing.
+def _shared_length(block: bytes, pos: int, stop: int = -1) -> int:
+    """Where, from `pos` on, indexed fields and pseudo-header literals without indexing end.
 
-    Many clients never index `:path`, so that it may not end what can be remembered. The octets before
-    `pos` are indexed fields.
+    Many clients never index `:path`, so that it may not end what can be remembered. A literal that begins
+    with the octet `stop` does end it.
     """
     end = len(block)
+    pos = _INDEXED_RUN(block, pos).end()  # type: ignore[union-attr]
     while pos + 2 <= end:
-        if block[pos] not in _PSEUDO_LITERALS:
+        octet = block[pos]
+        if octet not in _PSEUDO_LITERALS or octet == stop:
             break
         length = block[pos + 1] & 0x7F
         if length == 0x7F or pos + 2 + length > end:

@@ -430,3 +430,23 @@ def test_heads_of_one_memo_are_encoded_alike_whatever_their_paths_do_to_the_tabl
             *head.fields,
             (b"trace", b"%d" % number),
         ]
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        (b"\x82\x86", b"\x01\x01a"),
+        (b"\x82\x86\x01\x01a", b""),
+        (b"\x82\x01\x01a", b"\x86\x90"),
+        (b"", b"\x82\x86\x01\x01a\x90"),
+    ],
+)
+def test_pseudo_header_literals_may_stand_around_the_path(around: tuple[bytes, bytes]) -> None:
+    decoder = open_decoder()
+    before, behind = around
+    blocks = []
+    for number in range(5):
+        block = before + b"\x04\x02/%d" % number + behind + b"\x1f\x08\x01%d" % number
+        assert complete(decoder, block) == complete(HpackDecoder(400, 10), block)
+        blocks.append(decoder.decode(before + b"\x04\x03/x%d" % number + behind + b"\x1f\x08\x01s"))
+    assert len({id(block) for block in blocks[2:]}) == 1
