@@ -162,6 +162,8 @@ def test_the_injector_is_told_the_images_that_the_setting_names(kustomization: s
 def test_every_pod_fits_the_restricted_standard(kustomization: str) -> None:
     for item in build(kustomization):
         for spec in pod_specs(item):
+            if item["metadata"]["namespace"] == "pilotfish-system":
+                assert spec["nodeSelector"] == {"kubernetes.io/os": "linux"}
             context = spec["securityContext"]
             assert context["runAsNonRoot"] is True
             assert context["runAsUser"] > 0
