@@ -96,9 +96,9 @@ class Rig:
         self.writer = StatusWriter(client, lambda: self.leads)
         self.source = KubernetesSource(client, lambda _: None, self.writer.on_verdicts, Random(1))
 
-    def conditions(self, name: str = "r") -> dict[str, str]:
+    def conditions(self, name: str = "r", kind: str = "HTTPRoute") -> dict[str, str]:
         """Type to reason, of our first entry."""
-        for entry in (self.api.get("HTTPRoute", name).get("status") or {}).get("parents", []):
+        for entry in (self.api.get(kind, name).get("status") or {}).get("parents", []):
             if entry["controllerName"] == CONTROLLER:
                 return {c["type"]: c["reason"] for c in entry["conditions"]}
         return {}
@@ -165,6 +165,19 @@ def test_conditions_follow_what_becomes_of_the_route(tmp_path: Path, monkeypatch
         assert "spec.rules[0].timeouts.request" in entry["message"]
         rig.api.put(route("r", {"backendRefs": [backend("users")]}))
         await rig.until(lambda: rig.conditions() == FINE)
+
+    run(tmp_path, scenario, monkeypatch)
+
+
+def test_routes_of_every_kind_have_their_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.api.put(service("db"), route("t", {"backendRefs": [backend("gone")]}, to="db", kind="TCPRoute"))
+        rig.api.put(service("rpc"), route("g", {"backendRefs": [backend("rpc")]}, to="rpc", kind="GRPCRoute"))
+        good = {"Accepted": "Accepted", "ResolvedRefs": "ResolvedRefs"}
+        await rig.until(
+            lambda: rig.conditions("t", "TCPRoute") == {**good, "ResolvedRefs": "BackendNotFound"}
+        )
+        await rig.until(lambda: rig.conditions("g", "GRPCRoute") == good)
 
     run(tmp_path, scenario, monkeypatch)
 

@@ -349,6 +349,11 @@ def set_document(path: str, body: Object) -> Change:
             "warning HTTPRoute: the control plane has not decided on shop/new",
         ),
         (
+            route_facts.routes,
+            lambda api: api.put({**route("t", Accepted="Conflicted"), "kind": "TCPRoute"}),
+            "failed TCPRoute shop/t: Accepted is False (Conflicted): so it is",
+        ),
+        (
             route_facts.policies,
             lambda api: api.put(policy("p", "Conflicted")),
             "failed TrafficPolicy shop/p: Accepted is False (Conflicted): so it is",
