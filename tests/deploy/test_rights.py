@@ -1,0 +1,145 @@
+"""The rights in rbac.yaml, held against what the control plane really asks of an API server: all of it is
+allowed, and nothing else is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from control_plane import leader
+from control_plane.app import cluster_trust
+from control_plane.ca.authority import utc_now
+from control_plane.cluster import Cluster
+from control_plane.injector.namespaces import Namespaces
+from control_plane.injector.publish import WEBHOOK_CONFIGURATION
+from control_plane.injector.service import Injector
+from control_plane.injector.sidecar_container import InjectionSettings
+from control_plane.kube.access import from_kubeconfig
+from control_plane.kube.client import KubeClient
+from control_plane.settings import parse_arguments
+from tests.support.kube_api import KubeApi
+from tests.support.kubernetes import backend, policy, route, service
+from tests.support.manifests import ROOT, documents
+
+NAMESPACE = "pilotfish-system"
+Right = tuple[str, str, str, str]
+"""Namespace (empty: of the cluster), group, verb, resource with its subresource."""
+
+
+def granted() -> dict[Right, set[str] | None]:
+    """To the names that it holds for; None: all."""
+    rights: dict[Right, set[str] | None] = {}
+    for item in documents((ROOT / "deploy/k8s/base/rbac.yaml").read_text()):
+        if item["kind"] not in ("Role", "ClusterRole"):
+            continue
+        namespace = item["metadata"].get("namespace", "")
+        for rule in item["rules"]:
+            names = set(rule["resourceNames"]) if "resourceNames" in rule else None
+            for group in rule["apiGroups"]:
+                for resource in rule["resources"]:
+                    for verb in rule["verbs"]:
+                        assert (namespace, group, verb, resource) not in rights
+                        rights[namespace, group, verb, resource] = names
+    return rights
+
+
+def asked(request: web.Request) -> tuple[Right, str] | None:
+    """As the API server takes it apart, with the object's name; None for what everybody may ask."""
+    parts = request.path.strip("/").split("/")
+    group, rest = ("", parts[2:]) if parts[0] == "api" else (parts[1] if len(parts) > 1 else "", parts[3:])
+    if not rest:
+        return None  # discovery
+    namespace = ""
+    if rest[0] == "namespaces" and len(rest) > 2:
+        namespace, rest = rest[1], rest[2:]
+    resource, name, sub = (*rest, "", "")[:3]
+    verb = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}.get(request.method)
+    if verb is None:
+        verb = "get" if name else "watch" if "watch" in request.query else "list"
+    of_role = namespace if namespace == NAMESPACE else ""
+    return (of_role, group, verb, f"{resource}/{sub}" if sub else resource), name
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def live(api: KubeApi) -> None:
+    """All that a control plane does in a cluster, once."""
+    settings = parse_arguments(["--kubernetes", "--namespace", NAMESPACE])
+    client = KubeClient(from_kubeconfig(api.kubeconfig()))
+    stop = asyncio.Event()
+    try:
+        trust = await cluster_trust(settings, client, NAMESPACE, stop)
+        assert trust is not None
+        api.tokens["token"] = {
+            "authenticated": True,
+            "audiences": ["mesh-ca"],
+            "user": {"username": "system:serviceaccount:shop:users"},
+        }
+        await trust.attestor.attest("token")
+        assert await Namespaces(client, lambda: 0.0).metadata("shop")
+        injector = Injector(client, NAMESPACE, trust.authority, InjectionSettings(image="x"), utc_now)
+        cluster = Cluster(client, NAMESPACE, lambda mesh: None, Random(1))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(injector.run(stop))
+            group.create_task(cluster.follow(stop))
+            for kind in ("HTTPRoute", "GRPCRoute", "TCPRoute", "TrafficPolicy"):
+                await until(lambda kind=kind: api.get(kind, "r").get("status"))
+            bundle: Any = lambda: api.get("MutatingWebhookConfiguration", WEBHOOK_CONFIGURATION, "")  # noqa: E731
+            await until(lambda: bundle()["webhooks"][0]["clientConfig"].get("caBundle"))
+            key = ("configmaps", NAMESPACE, "pilotfish-root")
+            root = {"root.pem": trust.authority.root_pem}
+            await until(lambda: key in api.objects and api.objects[key]["data"] == root)
+            await until(lambda: len(api.seen("PUT", "/pilotfish-control-plane")) > 0)
+            stop.set()
+    finally:
+        await client.close()
+
+
+def test_the_control_plane_has_the_rights_that_it_uses_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leader, "RETRY", 0.05)
+    used: set[Right] = set()
+
+    async def main() -> None:
+        async with asyncio.timeout(50), KubeApi(tmp_path) as api:
+            api.put(
+                {"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "shop"}},
+                service("users"),
+                route("r", {"backendRefs": [backend("users")]}),
+                route("r", {"backendRefs": [backend("users")]}, kind="GRPCRoute"),
+                route("r", {"backendRefs": [backend("users")]}, kind="TCPRoute"),
+                policy("r"),
+                {
+                    "kind": "MutatingWebhookConfiguration",
+                    "apiVersion": "admissionregistration.k8s.io/v1",
+                    "metadata": {"name": WEBHOOK_CONFIGURATION},
+                    "webhooks": [{"name": "inject.mesh.pilotfish.dev", "clientConfig": {}}],
+                },
+            )
+            await live(api)
+            api.get("ConfigMap", "pilotfish-root", NAMESPACE)["data"]["root.pem"] = "another"
+            await live(api)
+            rights = granted()
+            for request in api.requests:
+                found = asked(request)
+                if found is None:
+                    continue
+                right, name = found
+                assert right in rights, f"{request.method} {request.path} is not allowed"
+                names = rights[right]
+                assert names is None or name in names, f"{request.method} {request.path} is not allowed"
+                used.add(right)
+
+    asyncio.run(main())
+    assert used == set(granted())
