@@ -68,7 +68,7 @@ def kubernetes_version(world: World) -> Iterator[Fact]:
     yield failed(
         "kubernetes-version",
         f"Kubernetes {text} at {world.api.server} has no native sidecars (1.29 and later)",
-        "pilotfish inject --ordinary-container works, but its Jobs do not complete",
+        "kubectl annotate namespace NAME mesh.pilotfish.dev/native-sidecar=disabled  (ordinary containers)",
         _NEEDS,
     )
 
