@@ -115,7 +115,8 @@ def test_json_has_names_and_states_for_scripts(tmp_path: Path, capsys: Output) -
             "state": "failed",
             "text": f"Kubernetes v1.28.9 at {api.kubeconfig and f'https://127.0.0.1:{api.port}'} "
             "has no native sidecars (1.29 and later)",
-            "hint": "kubectl annotate namespace NAME mesh.pilotfish.dev/native-sidecar=disabled  (ordinary containers)",
+            "hint": "kubectl annotate namespace NAME mesh.pilotfish.dev/native-sidecar=disabled  "
+            "(ordinary containers)",
             "link": "docs/kubernetes.md#what-it-needs",
         }
 
