@@ -47,7 +47,10 @@ SERVER_PORTS = [
     {"name": "skipped", "port": 9090, "targetPort": SKIPPED_IN},
 ]
 SERVER_APPS = ("http=8080", "grpc=9000", "greet=2525", "greet=2526", "https=8443", "http=7000", "https=7443")
-HTTP = {"name": "http", "port": 80, "targetPort": 8080}
+DB_PORTS = [
+    {"name": name, "port": port, "targetPort": port}
+    for name, port in (("http", 8080), ("tcp-greet", 2525), ("mail", 2526), ("https", 8443))
+]
 PROBED = {
     "ports": [{"name": "web", "containerPort": 8080}, {"name": "grpc", "containerPort": 9000}],
     "readinessProbe": {"httpGet": {"path": "/health", "port": "web"}},
@@ -106,7 +109,10 @@ def made(mesh: CapturedMesh) -> World:
         options = ["--port", "6379", "--bind", "0.0.0.0", "::", "--save", "", "--protected-mode", "no"]
         mesh.start(server, "redis", "redis-server", *options, "--dir", "/tmp")
     db = mesh.add_pod(
-        "db-0", "db", "http=8080", "grpc=9000", subdomain="db", inbound="strict", container=PROBED
+        *("db-0", "db", "http=8080", "grpc=9000", "greet=2525", "greet=2526", "https=8443"),
+        subdomain="db",
+        inbound="strict",
+        container=PROBED,
     )
     six = mesh.add_pod("six-1", "six", "http=8080", first=6, inbound="strict", container=PROBED_HTTP)
     legacy = mesh.add_pod("legacy-1", "legacy", "http=8080", capture="disabled")
@@ -118,10 +124,11 @@ def made(mesh: CapturedMesh) -> World:
         "six": mesh.add_service("six", six),
         "legacy": mesh.add_service("legacy", legacy),
         "plain": mesh.add_service("plain", plain),
+        "api": mesh.add_service("api", outside, ports=[{"name": "https", "port": 443, "targetPort": 443}]),
         "empty": mesh.add_service("empty"),
         "vault": mesh.add_service("vault", db, node_port=NODE_PORT + 1),
     }
-    mesh.add_service("db", db, headless=True, ports=[{"name": "http", "port": 8080, "targetPort": 8080}])
+    mesh.add_service("db", db, headless=True, ports=DB_PORTS)
     mesh.add_external_name("alias", "server.shop.svc.cluster.local")
     mesh.add_external_name("partner", "partner.example")
     mesh.network.records["partner.example"] = list(outside.host.addresses.values())
@@ -360,6 +367,37 @@ def test_half_an_end_passes_and_the_other_direction_goes_on(world: World, versio
 
 
 @ipv4_and_ipv6
+@pytest.mark.parametrize("port", [2525, 2526])
+def test_servers_that_speak_first_in_a_strict_pod_by_its_address(
+    world: World, version: int, port: int
+) -> None:
+    address = (world.db.host.addresses[version], port)
+    with world.client.host.namespace.socket(version) as client:
+        client.connect(address)
+        assert client.recv(100) == b"220 db-0\r\n"
+    assert call(world.outside.host.namespace.socket(version), address) == b""
+
+
+@pytest.mark.parametrize("family", ["-4", "-6"])
+def test_the_own_tls_of_a_strict_pod_is_for_the_mesh_alone(world: World, family: str) -> None:
+    url = "https://db-0.db.shop.svc.cluster.local:8443/"
+    assert curl(world.client, family, "-k", url)["name"] == "db-0"
+    assert status_of(world.outside, family, "-k", url) == "000"
+
+
+@ipv4_and_ipv6
+def test_a_service_whose_endpoints_are_no_pods(world: World, version: int) -> None:
+    """As that of the API server is."""
+    url = f"https://{at(world.virtual['api'][version], 443)}/"
+    answer = curl(world.client, "-k", url)
+    assert (answer["name"], answer["peer"]) == ("outside", world.client.ip)
+
+
+def test_an_offer_to_upgrade_to_http2_is_passed_over(world: World) -> None:
+    assert curl(world.client, "--http2", "http://server/")["name"] == "server-1"
+
+
+@ipv4_and_ipv6
 def test_a_pod_whose_first_address_is_of_ipv6(world: World, version: int) -> None:
     for url in (world.url("six", version), f"http://{at(world.six.host.addresses[version], 8080)}/"):
         answer = curl(world.client, url)
@@ -434,6 +472,14 @@ def test_opaque_and_unknown_ports_reach_the_application_from_outside(world: Worl
         assert client.recv(100) == b"hi"
     answer = curl(world.outside, "-k", f"https://{at(world.server.host.addresses[version], 8443)}/")
     assert answer["name"] == "server-1"
+
+
+@ipv4_and_ipv6
+def test_grpc_and_websockets_in_plain_text_from_outside(world: World, version: int) -> None:
+    host = world.server.host.addresses[version]
+    assert json.loads(world.outside.client("grpc", at(host, 9000)))["concurrent"] == 100
+    answers = json.loads(world.outside.client("websocket", f"ws://{at(host, 8080)}/ws"))
+    assert answers == [f"server-1: message {number}" for number in range(3)]
 
 
 # --- what can be seen -------------------------------------------------------------------------------

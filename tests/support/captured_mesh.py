@@ -419,9 +419,10 @@ def _slice(
         entry: Object = {
             "addresses": [pod.host.addresses[version]],
             "conditions": {"ready": not leaving, "serving": True, "terminating": leaving},
-            "targetRef": {"kind": "Pod", "name": pod.name, "namespace": "shop"},
-            "nodeName": "node-1",
         }
+        if pod.account:
+            entry["targetRef"] = {"kind": "Pod", "name": pod.name, "namespace": "shop"}
+            entry["nodeName"] = "node-1"
         if pod.manifest["spec"].get("subdomain") == service:
             entry["hostname"] = pod.name
         endpoints.append(entry)
