@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,26 @@ def test_the_injector_is_told_the_images_that_the_setting_names(kustomization: s
     assert environment["SIDECAR_IMAGE"].startswith("pilotfish-sidecar:")
     assert environment["INIT_IMAGE"] == init["image"]
     assert environment["INIT_IMAGE"].startswith("pilotfish-init:")
+
+
+@needs_kustomize
+def test_an_overlay_with_images_of_its_own_tells_the_injector_as_the_page_says(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "deploy/k8s", tmp_path / "k8s")
+    component = tmp_path / "k8s/components/sidecar-image/kustomization.yaml"
+    overlay = {
+        "resources": ["../production"],
+        "images": [{"name": "pilotfish-sidecar", "newName": "registry.example.com/sidecar", "newTag": "2"}],
+        "replacements": yaml.safe_load(component.read_text())["replacements"],
+    }
+    folder = tmp_path / "k8s/overlays/own"
+    folder.mkdir()
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    # `build` joins the path to the repository's, and an absolute path stays what it is.
+    deployment = one(build(str(folder)), "Deployment", "pilotfish-control-plane")
+    spec = deployment["spec"]["template"]["spec"]
+    assert spec["initContainers"][0]["image"] == "registry.example.com/sidecar:2"
+    environment = {item["name"]: item.get("value") for item in spec["containers"][0]["env"]}
+    assert environment["SIDECAR_IMAGE"] == "registry.example.com/sidecar:2"
 
 
 @needs_kustomize
