@@ -79,10 +79,11 @@ def load(pod: CapturedPod, url: str, seconds: float) -> subprocess.Popen[str]:
 
 
 def leave(mesh: CapturedMesh, pod: CapturedPod, stay: list[CapturedPod]) -> None:
-    """As Kubernetes takes a pod away: said in discovery and to the kubelet at once; the hooks of the sidecar
-    and of the application run side by side, and SIGTERM comes to the application first."""
+    """As Kubernetes takes a pod away: discovery says so; the kubelet runs the hooks of the sidecar and of the
+    application side by side; SIGTERM comes to the application first."""
     pod.manifest["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     mesh.kube.put(pod.manifest)
+    eventually(lambda: mesh.kubelet(pod, "/ready") == (503, "draining\n"), "draining by discovery")
     with ThreadPoolExecutor() as kubelet:
         drained = kubelet.submit(mesh.hook, pod, "drain", "--deadline", "25")
         mesh.add_service("users", pod, *stay)

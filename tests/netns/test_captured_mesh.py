@@ -300,6 +300,11 @@ def test_a_pod_that_calls_its_own_service_gets_itself(world: World, version: int
 def test_a_strict_pod_that_calls_its_own_service_gets_itself(world: World) -> None:
     answer = curl(world.db, "http://vault/")
     assert (answer["name"], caller(answer)) == ("db-0", DB)
+    assert curl(world.db, "http://db-0.db:8080/")["name"] == "db-0"
+
+
+def test_a_pod_that_calls_its_own_service_at_a_skipped_port_gets_itself(world: World) -> None:
+    assert curl(world.server, "http://server:9090/")["name"] == "server-1"
 
 
 @ipv4_and_ipv6
@@ -429,6 +434,9 @@ def test_plain_text_is_taken_by_a_permissive_pod_and_counted(world: World, versi
     url = f"http://{at(world.server.host.addresses[version], 8080)}/"
     name = f"inbound|{world.server.host.addresses[version]}|8080"
     before = listener_count(world.server, "connections_opened_total", listener=name)
+    plain = {"cluster": f"inbound|8080|{world.server.host.addresses[version]}", "peer": ""}
+    namespace = world.server.host.namespace
+    unknown = metric(namespace, world.server.ip, "pilotfish_requests_total", **plain)
     forged = ["-H", f"x-forwarded-client-cert: URI={CLIENT}"]
     answer = curl(pod, *forged, url)
     assert (answer["name"], caller(answer), answer["peer"]) == (
@@ -437,6 +445,7 @@ def test_plain_text_is_taken_by_a_permissive_pod_and_counted(world: World, versi
         {4: "127.0.0.6", 6: "::6"}[version],
     )
     assert listener_count(world.server, "connections_opened_total", listener=name) == before + 1
+    assert metric(namespace, world.server.ip, "pilotfish_requests_total", **plain) == unknown + 1
 
 
 @ipv4_and_ipv6
