@@ -19,6 +19,7 @@ from sidecar.config.resources import (
     VirtualHost,
     WeightedCluster,
 )
+from sidecar.http.context import RouteSource
 from sidecar.http.plan import is_grpc_request
 from sidecar.protocol.events import RequestHead
 from sidecar.upstream.cluster_manager import ClusterManager
@@ -127,6 +128,24 @@ class DestinationRoutes:
 
     def wait(self, head: RequestHead, callback: Callback) -> Callable[[], None]:
         return self._routes.wait_for(self._destination, head, callback)
+
+
+class OverdueRoutes:
+    """A source that was waited for in vain: the first who asks is told so, and those after wait again."""
+
+    def __init__(self, routes: RouteSource, reason: str) -> None:
+        self._routes = routes
+        self._reason = reason
+
+    def current(self, head: RequestHead) -> CompiledRoutes | None:
+        return self._routes.current(head)
+
+    def wait(self, head: RequestHead, callback: Callback) -> Callable[[], None]:
+        reason, self._reason = self._reason, ""
+        if not reason:
+            return self._routes.wait(head, callback)
+        callback(reason)
+        return lambda: None
 
 
 def own_address_table(address: str) -> RouteConfiguration:

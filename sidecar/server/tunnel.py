@@ -11,6 +11,7 @@ Made by `forward_proxy.py` for CONNECT requests and by `captured.py` for redirec
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from sidecar.protocol.events import RequestHead
 from sidecar.protocol.raw import RawCodec
 from sidecar.protocol.sniff import Protocol
 from sidecar.server.detect import DetectCodec
-from sidecar.server.route_sources import PASSTHROUGH_TABLE
+from sidecar.server.route_sources import PASSTHROUGH_TABLE, OverdueRoutes
 from sidecar.server.tcp_proxy import TcpProxy
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Tunnel:
         declared = Protocol.NEED_MORE
         if isinstance(routes, str):
             self._session.fail("NC", routes)
+            self._context = replace(self._context, routes=OverdueRoutes(self._context.routes, routes))
         elif self._choose(routes):
             declared = self._declared(routes)
         if self._early is not None:

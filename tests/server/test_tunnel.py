@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from random import Random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,11 +18,16 @@ from sidecar.config.resources import (
     RouteAction,
     RouteConfiguration,
     RouteMatch,
+    TcpProxyConfig,
     VirtualHost,
     WeightedCluster,
 )
+from sidecar.http.buffer_budget import BufferBudget
+from sidecar.protocol.events import RequestHead
 from sidecar.protocol.sniff import Protocol
-from sidecar.server.tunnel import declared_protocol, pick_cluster, tunnel_route
+from sidecar.server.tcp_proxy import TcpProxy
+from sidecar.server.tunnel import Tunnel, declared_protocol, pick_cluster, tunnel_route
+from tests.support.virtual_clock import VirtualClock
 
 CONNECT = RouteMatch(connect=True)
 HTTP = RouteMatch(prefix="/")
@@ -86,3 +95,68 @@ def test_without_one_the_least_specific_that_forwards_decides(
 def test_a_table_whose_connections_are_partly_refused_is_still_opaque() -> None:
     routes = table(refusing(0.5), Route("rest", CONNECT, to(a=1)))
     assert declared_protocol(routes, b"db:5432") is Protocol.OTHER
+
+
+# --- discovery that does not answer -----------------------------------------------------------------
+
+DB = RequestHead(b"CONNECT", b"", b"db:80", b"")
+
+
+class Discovery:
+    """A source of routes that is asked, and answers when the test does."""
+
+    def __init__(self) -> None:
+        self.found: CompiledRoutes | None = None
+        self.waiting: list[Callable[[CompiledRoutes | str], None]] = []
+
+    def current(self, head: RequestHead) -> CompiledRoutes | None:
+        return self.found
+
+    def wait(self, head: RequestHead, callback: Callable[[CompiledRoutes | str], None]) -> Callable[[], None]:
+        self.waiting.append(callback)
+        return lambda: None
+
+
+@dataclass
+class Context:
+    routes: Any
+    clock: VirtualClock = field(default_factory=VirtualClock)
+    random: Random = field(default_factory=Random)
+
+
+def http_that_was_not_answered(discovery: Discovery) -> Context:
+    """The context with which requests of a connection are served that waited in vain."""
+    clusters: Any = {}
+    context: Any = Context(discovery)
+    config = TcpProxyConfig("outbound", ())
+    budget = BufferBudget(1000)
+    proxy = TcpProxy(config, clusters, Random(1), context.clock, lambda: 0.0, None, budget)
+    served: list[Context] = []
+    chain: Any = SimpleNamespace(serve=lambda conn, protocol, context: served.append(context))
+    codecs: list[Any] = []
+    conn: Any = SimpleNamespace(peer=SimpleNamespace(remote=("10.0.0.1", 1)), set_codec=codecs.append)
+    Tunnel(proxy, chain, conn, context, DB, captured=True).start()
+    codecs[0].receive(b"GET / HTTP/1.1\r\n")
+    discovery.waiting.pop()("no answer")
+    [context] = served
+    return context  # type: ignore[no-any-return]
+
+
+def test_a_request_on_a_connection_that_has_waited_does_not_wait_again() -> None:
+    discovery = Discovery()
+    routes = http_that_was_not_answered(discovery).routes
+    assert routes.current(DB) is None
+    answers: list[object] = []
+    routes.wait(DB, answers.append)
+    assert answers == ["no answer"]
+    assert discovery.waiting == []
+    # The next one on the same connection asks anew.
+    routes.wait(DB, answers.append)
+    assert len(discovery.waiting) == 1
+
+
+def test_a_request_on_a_connection_that_has_waited_takes_what_came_meanwhile() -> None:
+    discovery = Discovery()
+    routes = http_that_was_not_answered(discovery).routes
+    discovery.found = table(Route("all", HTTP, to(a=1)))
+    assert routes.current(DB) is discovery.found
