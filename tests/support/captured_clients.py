@@ -64,7 +64,7 @@ def websocket(url: str) -> object:
 
 
 def load(url: str, seconds: str) -> object:
-    """Eight clients, kept-alive connections and new ones in turn. Answers by status and name."""
+    """Eight clients, half of them with a new connection for each POST. Counts by status and name."""
     import aiohttp
 
     seen: Counter[str] = Counter()
@@ -73,7 +73,7 @@ def load(url: str, seconds: str) -> object:
     async def one(session: aiohttp.ClientSession) -> None:
         while time.monotonic() < end:
             try:
-                async with session.get(url) as response:
+                async with session.post(url, data=b"not for sending twice") as response:
                     body = (
                         await response.json() if response.status == 200 else {"name": await response.text()}
                     )
