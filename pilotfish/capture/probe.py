@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import struct
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from pilotfish.capture.settings import CaptureSettings, contains
@@ -48,7 +48,7 @@ def probe(settings: CaptureSettings, version: int) -> Fact:
     if _source_address(target) is None:
         return Fact(None, f"{call} not tried: the pod has no route for it")
     try:
-        arrived = _call(target, (_LOOPBACK[version], port))
+        arrived = arrival(target, (_LOOPBACK[version], port))
     except OSError as error:
         reason = error.strerror or "no answer"
         return Fact(False, f"{call} was not redirected to port {port}: {reason}")
@@ -96,7 +96,7 @@ def _source_address(target: Address) -> str | None:
         return address
 
 
-def _call(target: Address, at: Address) -> Address | None:
+def arrival(target: Address, at: Address) -> Address | None:
     """The original destination as it is seen at `at`; None where another process listens there."""
     family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
     with closing(socket.socket(family)) as server, closing(socket.socket(family)) as client:
@@ -109,7 +109,10 @@ def _call(target: Address, at: Address) -> Address | None:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            client.connect(target)
+            # Who listens may have found out already that nobody is there to pass it on to. A connection that
+            # was not accepted ends otherwise: with ECONNREFUSED.
+            with suppress(ConnectionResetError):
+                client.connect(target)
             return None
         client.connect(target)
         accepted, _ = server.accept()
