@@ -16,7 +16,7 @@ import socket
 import struct
 from typing import cast
 
-from sidecar.net.connection_types import ConnectError, ConnectionOwner, HalfClosing, LeavesBytes
+from sidecar.net.connection_types import ConnectError, ConnectionOwner, HalfClosing, LeavesBytes, TakesViews
 from sidecar.net.handshakes import Handshake
 from sidecar.net.original_dst import original_destination
 from sidecar.net.peer import PeerInfo, read_certificate
@@ -27,6 +27,8 @@ from sidecar.protocol.events import BULK, Codec
 
 __all__ = ["ConnectError", "Connection", "ConnectionOwner", "PeerInfo", "connect"]
 
+BULK_READ = 8192
+"""Above this a codec that can is given a view: it saves a copy, though slicing it costs more than bytes."""
 MAX_UNREAD = 65536
 """Bytes kept for a codec that is not set yet; past it the socket is not read."""
 WRITE_HIGH_WATER = 65536
@@ -244,7 +246,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         session = self._session
         if session is None:
-            data = bytes(self._buffer[:nbytes])
+            data: bytes | memoryview = self._buffer[:nbytes]
         else:
             if self._handshake is not None:
                 if self._handshake.feed(bytes(self._buffer[:nbytes])) >= MAX_UNREAD:
@@ -252,17 +254,20 @@ class Connection(asyncio.BufferedProtocol):
                 return
             data = session.decrypt(self._buffer[:nbytes])
             if session.error or session.peer_closed:
-                self._deliver_last(session, data)
+                self._deliver_last(session, bytes(data))
                 return
             if not data:
                 return
         codec = self.codec
         if codec is None:
-            self._keep_unread(data)
+            self._keep_unread(bytes(data))
             self._owner.on_unread(self, self._unread)
             return
         self._receiving = True
-        codec.receive(data)
+        if nbytes > BULK_READ and hasattr(codec, "takes_views"):
+            cast(TakesViews, codec).receive(data)
+        else:
+            codec.receive(bytes(data))
         self._receiving = False
         self._flush()
 
@@ -328,9 +333,9 @@ class Connection(asyncio.BufferedProtocol):
             self._on_secured()
             plain = session.decrypt(rest)
             if session.error or session.peer_closed:
-                self._deliver_last(session, plain)
+                self._deliver_last(session, bytes(plain))
             elif plain:
-                self._deliver(plain)
+                self._deliver(bytes(plain))
             # What ends the handshake goes with what the codec has said, if it has.
             self._write_session_output(session)
         except BaseException:

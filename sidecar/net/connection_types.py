@@ -54,3 +54,11 @@ class LeavesBytes(Protocol):
     """A codec that hands over to another (CONNECT, Upgrade): what it received beyond its own messages."""
 
     def take_leftover(self) -> bytes: ...
+
+
+class TakesViews(Protocol):
+    """A codec whose `receive` keeps nothing of its argument that it has not copied."""
+
+    takes_views: bool
+
+    def receive(self, data: bytes | memoryview) -> None: ...

@@ -28,6 +28,9 @@ MAX_FED = HEADER + RECORD + 256
 MAX_WRITTEN = 65536
 """What is encrypted at once, into several records, so that the BIO stays small enough for the caches."""
 
+MAX_READ = 65536
+"""What is decrypted at once."""
+
 BULK = 8192
 """Above this copies cost more than calls, and a BIO that has held so much is replaced: none ever shrinks."""
 
@@ -81,13 +84,14 @@ def describe(reason: str) -> str:
 
 
 class _Scratch(threading.local):
-    """Where a thread's sessions put what OpenSSL gives; it is taken from there at once."""
+    """Where a thread's sessions put what OpenSSL gives: plaintext, until the next `decrypt`; and records, to
+    be copied at once."""
 
     def __init__(self) -> None:
-        self.size = MAX_WRITTEN + 8 * (HEADER + 256)
-        self.view = memoryview(bytearray(self.size))
-        self.address = ffi.from_buffer(self.view)
-        self.pointer = ffi.new("char **")
+        self.plain = memoryview(bytearray(MAX_READ + MAX_FED))
+        self.plain_address = ffi.from_buffer(self.plain)
+        self.records = memoryview(bytearray(MAX_WRITTEN + 8 * (HEADER + 256)))
+        self.records_address = ffi.from_buffer(self.records)
 
 
 _scratch = _Scratch()
@@ -109,7 +113,10 @@ class TlsSession:
         "_incoming",
         "_outgoing",
         "_output",
-        "_scratch",
+        "_plain",
+        "_plain_address",
+        "_records",
+        "_records_address",
         "_ssl",
         "_tail",
         "close_sent",
@@ -123,7 +130,8 @@ class TlsSession:
         self._outgoing: Any = None
         self._new_bios()
         # Not the thread-local object itself: finding a thread's attributes costs as much as a small record.
-        self._scratch = (_scratch.address, _scratch.view, _scratch.size, _scratch.pointer)
+        self._plain, self._plain_address = _scratch.plain, _scratch.plain_address
+        self._records, self._records_address = _scratch.records, _scratch.records_address
         self._tail = b""
         """What has come of a record that is not whole."""
         self._output = b""
@@ -169,75 +177,79 @@ class TlsSession:
             return f"{reason}: {ffi.string(why).decode()}"
         return describe(reason) or "peer closed without close_notify"
 
-    def decrypt(self, data: bytes | memoryview) -> bytes:
-        """Plaintext that `data` completes; afterwards look at `peer_closed` and `error`. Never raises."""
+    def decrypt(self, data: bytes | memoryview) -> bytes | memoryview:
+        """Plaintext that `data` completes; afterwards look at `peer_closed` and `error`. Never raises.
+
+        A view is valid until any session of the thread decrypts again.
+        """
         size = len(data)
         if self.peer_closed or self.error:
             return b""
         if self._tail or size < HEADER or size > BULK or HEADER + (data[3] << 8 | data[4]) != size:
             return self._decrypt_records(data)
         _BIO_write(self._incoming, ffi.from_buffer(data), size)
-        address, view, capacity, _ = self._scratch
-        read = _SSL_read(self._ssl, address, capacity)
+        read = _SSL_read(self._ssl, self._plain_address, MAX_READ)
         if read <= 0:
             self._count_idle(size)
             self._stopped(read)
             return b""
         if self._idle_bytes:
             self._count_idle(size - RECORD)
-        return bytes(view[:read])
+        return bytes(self._plain[:read])
 
-    def _decrypt_records(self, data: bytes | memoryview) -> bytes:
+    def _decrypt_records(self, data: bytes | memoryview) -> bytes | memoryview:
         """Complete the record that was begun, then all whole ones from where they lie; keep the rest."""
+        size = len(data)
+        if size > MAX_READ:
+            pieces = (data[start : start + MAX_READ] for start in range(0, size, MAX_READ))
+            return b"".join([bytes(self.decrypt(piece)) for piece in pieces])
         tail, start = self._tail, 0
-        plain = b""
+        total = 0
         if tail:
             if len(tail) < HEADER:
-                start = min(HEADER - len(tail), len(data))
+                start = min(HEADER - len(tail), size)
                 tail += data[:start]
             if len(tail) >= HEADER:
                 missing = HEADER + (tail[3] << 8 | tail[4]) - len(tail)
                 tail += data[start : start + missing]
                 start += missing
             self._tail = tail
-            if len(tail) < HEADER or start > len(data):
-                return self._check_begun()
+            if len(tail) < HEADER or start > size:
+                self._check_begun()
+                return b""
             self._tail = b""
-            plain = self._decrypt_whole(ffi.from_buffer(tail), len(tail))
+            total = self._decrypt_whole(ffi.from_buffer(tail), len(tail), 0)
         end = _whole_records(data, start)
         if end > start and not (self.error or self.peer_closed):
-            plain += self._decrypt_whole(ffi.from_buffer(data) + start, end - start)
-        if end < len(data) and not (self.error or self.peer_closed):
+            total = self._decrypt_whole(ffi.from_buffer(data) + start, end - start, total)
+        if end < size and not (self.error or self.peer_closed):
             self._tail = bytes(data[end:])
             self._check_begun()
-        return plain
+        plain = self._plain[:total]
+        return plain if total > BULK else bytes(plain)
 
-    def _check_begun(self) -> bytes:
+    def _check_begun(self) -> None:
         """A record that claims to be larger than any may be is not waited for."""
         tail = self._tail
         if len(tail) >= HEADER and HEADER + (tail[3] << 8 | tail[4]) > MAX_FED:
-            return self._decrypt_whole(ffi.from_buffer(tail), len(tail))
-        return b""
+            self._decrypt_whole(ffi.from_buffer(tail), len(tail), 0)
 
-    def _decrypt_whole(self, records: Any, size: int) -> bytes:
-        """Plaintext of whole records at this address, read from there without a copy."""
+    def _decrypt_whole(self, records: Any, size: int, total: int) -> int:
+        """Add the plaintext of whole records at this address, read from there without a copy, to the `total`
+        that there is; returns the new one. There is room: plaintext is shorter than its records."""
         incoming = lib.BIO_new_mem_buf(records, size)
         lib.BIO_set_mem_eof_return(incoming, -1)
         lib.SSL_set_bio(self._ssl, incoming, self._outgoing)
-        address, view, capacity, _ = self._scratch
-        total = reads = 0
-        overflow = b""
-        while (read := _SSL_read(self._ssl, address + total, capacity - total)) > 0:
+        ssl, address, capacity = self._ssl, self._plain_address, len(self._plain)
+        idle = size
+        while (read := _SSL_read(ssl, address + total, capacity - total)) > 0:
             total += read
-            reads += 1
-            if capacity - total < RECORD:
-                overflow += bytes(view[:total])
-                total = 0
-        self._count_idle(size - reads * RECORD)
+            idle -= RECORD
+        self._count_idle(idle)
         self._stopped(read)
         self._incoming = lib.BIO_new(_MEMORY)
         lib.SSL_set_bio(self._ssl, self._incoming, self._outgoing)
-        return overflow + bytes(view[:total]) if overflow else bytes(view[:total])
+        return total
 
     def _stopped(self, result: int) -> None:
         """No more plaintext for now, or for ever; OpenSSL may have something to say to the peer."""
@@ -253,10 +265,9 @@ class TlsSession:
 
     def _take(self, bio: Any) -> bytes:
         """All that a BIO holds."""
-        address, view, capacity, _ = self._scratch
         taken = b""
-        while (size := _BIO_read(bio, address, capacity)) > 0:
-            taken += view[:size]
+        while (size := _BIO_read(bio, self._records_address, MAX_WRITTEN)) > 0:
+            taken += self._records[:size]
         return taken
 
     def _count_idle(self, change: int) -> None:
@@ -273,13 +284,13 @@ class TlsSession:
             return self._encrypt_bulk(data)
         if _SSL_write(self._ssl, data, size) != size:
             raise self._failure()
-        address, view, capacity, _ = self._scratch
-        return [bytes(view[: _BIO_read(self._outgoing, address, capacity)])]
+        length = _BIO_read(self._outgoing, self._records_address, MAX_WRITTEN)
+        return [bytes(self._records[:length])]
 
     def _encrypt_bulk(self, data: bytes) -> list[bytes]:
         """Record by record: a BIO that has to grow copies and wipes what it held."""
         source = ffi.from_buffer(data)
-        address, view, capacity, _ = self._scratch
+        address, view, capacity = self._records_address, self._records, len(self._records)
         parts = []
         total = 0
         for start in range(0, len(data), RECORD):

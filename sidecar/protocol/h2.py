@@ -87,7 +87,9 @@ class H2Codec(H2Control):
 
     # --- input --------------------------------------------------------------------------------
 
-    def receive(self, data: bytes) -> None:
+    takes_views = True
+
+    def receive(self, data: bytes | memoryview) -> None:
         """Bytes from the peer."""
         if self.failed:
             return
@@ -99,7 +101,7 @@ class H2Codec(H2Control):
         else:
             self._take(data)
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes | memoryview) -> None:
         self.signalled = True  # the driver takes the output after this call
         try:
             if self._preface_left:
@@ -112,14 +114,14 @@ class H2Codec(H2Control):
         finally:
             self.signalled = False
 
-    def _receive_preface(self, data: bytes) -> bytes:
+    def _receive_preface(self, data: bytes | memoryview) -> bytes | memoryview:
         expected = self._preface_left
         if data[: len(expected)] != expected[: len(data)]:
             raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "no HTTP/2 connection preface")
         self._preface_left = expected[len(data) :]
         return data[len(expected) :]
 
-    def _complete_frame(self, data: bytes) -> int:
+    def _complete_frame(self, data: bytes | memoryview) -> int:
         """Take the frame that an earlier piece began; returns where the next one begins. Only this frame is
         put together anew: large bodies come in pieces that hold many."""
         partial = self._partial
@@ -137,7 +139,7 @@ class H2Codec(H2Control):
             start = end
         return start
 
-    def _frames(self, data: bytes, pos: int) -> None:
+    def _frames(self, data: bytes | memoryview, pos: int) -> None:
         """Take every whole frame of `data` from `pos` on; keep the rest until more comes."""
         size = len(data)
         max_frame_size = self.options.max_frame_size
@@ -155,27 +157,29 @@ class H2Codec(H2Control):
             stream_id &= frames.MAX_STREAM_ID
             if self._gate:
                 self._check_gate(kind, flags, stream_id)
+            piece = data[pos + 9 : end]
+            payload = piece if type(piece) is bytes else bytes(piece)
             if kind == 1:
                 work -= _HEAD_WORK
                 if flags & 0x2C == 4:
-                    self._on_header_block(stream_id, flags, data[pos + 9 : end])
+                    self._on_header_block(stream_id, flags, payload)
                 else:
-                    self._on_headers_frame(stream_id, flags, data[pos + 9 : end])
+                    self._on_headers_frame(stream_id, flags, payload)
             elif kind == 0:
                 if flags & 8 or not length:
-                    self._on_odd_data(stream_id, flags, data[pos + 9 : end])
+                    self._on_odd_data(stream_id, flags, payload)
                 else:
-                    self._on_data(stream_id, flags, data[pos + 9 : end], length)
+                    self._on_data(stream_id, flags, payload, length)
             elif kind == frames.CONTINUATION:
-                self._on_continuation(stream_id, flags, data[pos + 9 : end])
+                self._on_continuation(stream_id, flags, payload)
             else:
-                self.on_control_frame(kind, flags, stream_id, data[pos + 9 : end])
+                self.on_control_frame(kind, flags, stream_id, payload)
             if self.failed:
                 return
             pos = end
             work -= 1
             if work <= 0 and pos < size:
-                self._fall_behind(data[pos:])
+                self._fall_behind(bytes(data[pos:]))
                 return
         if pos < size:
             self._needed = 9

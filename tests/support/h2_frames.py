@@ -189,7 +189,12 @@ class Connection:
 
     def say(self, octets: bytes) -> list[Frame]:
         self._in_receive = True
-        self.codec.receive(octets)
+        if len(octets) % 2:
+            self.codec.receive(octets)
+        else:  # as bulk comes: in a buffer that is then used for something else
+            buffer = bytearray(octets)
+            self.codec.receive(memoryview(buffer))
+            buffer[:] = b"\xff" * len(buffer)
         self._in_receive = False
         return self.take()
 
