@@ -218,10 +218,10 @@ class TlsSession:
                 self._check_begun()
                 return b""
             self._tail = b""
-            total = self._decrypt_whole(ffi.from_buffer(tail), len(tail), 0)
-        end = _whole_records(data, start)
-        if end > start and not (self.error or self.peer_closed):
-            total = self._decrypt_whole(ffi.from_buffer(data) + start, end - start, total)
+            total = self._decrypt_whole(ffi.from_buffer(tail), len(tail), 1, 0)
+        end, count = _whole_records(data, start)
+        if count and not (self.error or self.peer_closed):
+            total = self._decrypt_whole(ffi.from_buffer(data) + start, end - start, count, total)
         if end < size and not (self.error or self.peer_closed):
             self._tail = bytes(data[end:])
             self._check_begun()
@@ -232,23 +232,32 @@ class TlsSession:
         """A record that claims to be larger than any may be is not waited for."""
         tail = self._tail
         if len(tail) >= HEADER and HEADER + (tail[3] << 8 | tail[4]) > MAX_FED:
-            self._decrypt_whole(ffi.from_buffer(tail), len(tail), 0)
+            self._decrypt_whole(ffi.from_buffer(tail), len(tail), 1, 0)
 
-    def _decrypt_whole(self, records: Any, size: int, total: int) -> int:
-        """Add the plaintext of whole records at this address, read from there without a copy, to the `total`
-        that there is; returns the new one. There is room: plaintext is shorter than its records."""
-        incoming = lib.BIO_new_mem_buf(records, size)
-        lib.BIO_set_mem_eof_return(incoming, -1)
-        lib.SSL_set_bio(self._ssl, incoming, self._outgoing)
+    def _decrypt_whole(self, records: Any, size: int, count: int, total: int) -> int:
+        """Add the plaintext of `count` whole records at this address to the `total` that there is, and return
+        that. There is room: plaintext is shorter than its records."""
         ssl, address, capacity = self._ssl, self._plain_address, len(self._plain)
+        bulk = size > BULK
+        if bulk:  # without a copy
+            incoming = lib.BIO_new_mem_buf(records, size)
+            lib.BIO_set_mem_eof_return(incoming, -1)
+            lib.SSL_set_bio(ssl, incoming, self._outgoing)
+        else:
+            _BIO_write(self._incoming, records, size)
         idle = size
-        while (read := _SSL_read(ssl, address + total, capacity - total)) > 0:
+        for _ in range(count):
+            read = _SSL_read(ssl, address + total, capacity - total)
+            if read <= 0:
+                self._stopped(read)
+                break
             total += read
             idle -= RECORD
-        self._count_idle(idle)
-        self._stopped(read)
-        self._incoming = lib.BIO_new(_MEMORY)
-        lib.SSL_set_bio(self._ssl, self._incoming, self._outgoing)
+        if idle > 0 or self._idle_bytes:
+            self._count_idle(idle)
+        if bulk:
+            self._incoming = lib.BIO_new(_MEMORY)
+            lib.SSL_set_bio(ssl, self._incoming, self._outgoing)
         return total
 
     def _stopped(self, result: int) -> None:
@@ -358,12 +367,14 @@ class TlsSession:
         )
 
 
-def _whole_records(data: bytes | memoryview, start: int) -> int:
-    """Where the last whole record that begins at `start` or later ends."""
+def _whole_records(data: bytes | memoryview, start: int) -> tuple[int, int]:
+    """Where the last whole record that begins at `start` or later ends, and how many there are."""
     size = len(data)
+    count = 0
     while start + HEADER <= size:
         end = start + HEADER + (data[start + 3] << 8 | data[start + 4])
         if end > size:
             break
         start = end
-    return start
+        count += 1
+    return start, count

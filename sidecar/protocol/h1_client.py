@@ -36,7 +36,7 @@ from sidecar.protocol.h1_wire import (
     parse_response,
     websocket_accept,
 )
-from sidecar.protocol.h1_write import FieldBlock, FieldError, merge_length, request_start
+from sidecar.protocol.h1_write import FieldBlock, FieldError, field_block, merge_length, request_start
 
 # Without a body these say so (RFC 9110 section 8.6); for other methods it goes without saying.
 _BODY_EXPECTED = frozenset((b"POST", b"PUT", b"PATCH"))
@@ -267,7 +267,7 @@ class H1ClientStream(H1Stream):
             return
         connection = self._connection
         try:
-            block = connection._blocks.get(head.fields)
+            block = field_block(head.fields)
             lines, length, te = block.lines, block.length, block.te
             if head.fresh:
                 fresh = FieldBlock(head.fresh)

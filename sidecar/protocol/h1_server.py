@@ -39,7 +39,7 @@ from sidecar.protocol.h1_wire import (
     parse_request,
     websocket_accept,
 )
-from sidecar.protocol.h1_write import FieldBlock, FieldError, merge_length, status_line
+from sidecar.protocol.h1_write import FieldBlock, FieldError, field_block, merge_length, status_line
 
 _REQUESTS_A_TURN = 32
 """Pipelined requests that are answered before other connections get their turn."""
@@ -369,7 +369,7 @@ class H1ServerStream(H1Stream):
             return
         connection = self._connection
         try:
-            block = connection._blocks.get(head.fields)
+            block = field_block(head.fields)
             lines, length = block.lines, block.length
             if head.fresh:
                 fresh = FieldBlock(head.fresh)

@@ -20,7 +20,7 @@ from sidecar.protocol.events import (
 )
 from sidecar.protocol.h1_chunked import ChunkedDecoder
 from sidecar.protocol.h1_wire import CHUNKED, TUNNEL, UNTIL_CLOSE, H1Error, H1Options
-from sidecar.protocol.h1_write import FieldBlock, FieldBlocks, FieldError
+from sidecar.protocol.h1_write import FieldBlock, FieldError
 
 NOT_BEGUN = -4
 """Sending: no head yet. Receiving: the head is still to come."""
@@ -48,7 +48,6 @@ class H1Connection:
     """The protocol-independent half of a codec; see `events.Codec` for the methods without a docstring."""
 
     __slots__ = (
-        "_blocks",
         "_draining",
         "_input",
         "_out",
@@ -82,7 +81,6 @@ class H1Connection:
         """What the peer did wrong, "" while nothing."""
         self._input = bytearray()
         self._out: list[bytes] = []
-        self._blocks = FieldBlocks()
         self._stream: H1Stream | None = None
         self._receiving = False
         self._read_paused = False

@@ -18,7 +18,9 @@ _REQUEST_START = re.compile(
 )
 # Written from what the codec knows, never copied.
 _OWN = CONNECTION_SPECIFIC | {b"content-length", b"host"}
-_MAX_BLOCKS = 16
+_MAX_BLOCKS = 256
+_MAX_REMEMBERED = 4096
+"""Bytes of a block that is remembered."""
 
 STATUS_LINES = {s.value: b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
 
@@ -50,26 +52,21 @@ class FieldBlock:
             raise FieldError("a header field that cannot be written in HTTP/1.1")
 
 
-class FieldBlocks:
-    """Remembers the blocks of field tuples that come again, by identity."""
+_blocks: dict[int, FieldBlock] = {}
+"""By the identity of their fields."""
 
-    __slots__ = ("_blocks",)
 
-    def __init__(self) -> None:
-        self._blocks: dict[int, FieldBlock] = {}
-
-    def __repr__(self) -> str:
-        return f"<FieldBlocks {len(self._blocks)}>"
-
-    def get(self, fields: tuple[Field, ...]) -> FieldBlock:
-        """Raises `FieldError`."""
-        block = self._blocks.get(id(fields))
-        if block is None:
-            block = FieldBlock(fields)
-            if len(self._blocks) >= _MAX_BLOCKS:
-                self._blocks.clear()
-            self._blocks[id(fields)] = block
-        return block
+def field_block(fields: tuple[Field, ...]) -> FieldBlock:
+    """The block of these fields; the same tuple comes again, on this connection and on others. Raises
+    `FieldError`."""
+    block = _blocks.get(id(fields))
+    if block is None:
+        block = FieldBlock(fields)
+        if len(block.lines) <= _MAX_REMEMBERED:
+            if len(_blocks) >= _MAX_BLOCKS:
+                _blocks.clear()
+            _blocks[id(fields)] = block
+    return block
 
 
 def merge_length(known: int, value: bytes) -> int:
