@@ -109,6 +109,7 @@ class TlsSession:
     """
 
     __slots__ = (
+        "_context",
         "_idle_bytes",
         "_incoming",
         "_outgoing",
@@ -125,7 +126,8 @@ class TlsSession:
     )
 
     def __init__(self, parameters: TlsParameters, server_side: bool) -> None:
-        self._ssl = parameters.context.new_session(None if server_side else parameters.server_hostname)
+        self._context = parameters.context  # OpenSSL calls back into it
+        self._ssl = self._context.new_session(None if server_side else parameters.server_hostname)
         self._incoming: Any = None
         self._outgoing: Any = None
         self._new_bios()

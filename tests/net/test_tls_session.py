@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,25 @@ def test_what_follows_the_last_flight_in_one_piece_is_not_lost(tmp_path: Path) -
     assert server.decrypt(records[-1:]) == b"early"
     assert server.decrypt(client.close_notify()) == b""
     assert server.peer_closed
+
+
+def test_a_session_keeps_what_openssl_calls_back(tmp_path: Path) -> None:
+    """Certificates are renewed, and contexts replaced, while a client has yet to send its hello."""
+    files = make_ca().write_files(tmp_path, "spiffe://cluster.local/ns/shop/sa/users", ["localhost"])
+    parameters = server_tls(files)
+    context = weakref.ref(parameters.context)
+    server = TlsSession(parameters, True)
+    del parameters
+    gc.collect()
+    assert context() is not None
+    client = TlsSession(client_tls(files), False)
+    client.handshake(b"")
+    server.handshake(client.take_output())
+    assert client.handshake(server.take_output()) is not None
+    assert client.alpn == "h2"
+    del server
+    gc.collect()
+    assert context() is None
 
 
 def test_sessions_in_turn_keep_their_bytes_apart(tmp_path: Path) -> None:
