@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 from collections.abc import Iterator
@@ -10,13 +11,15 @@ from contextlib import contextmanager
 GATEWAY = "198.18.77.1"
 """Address of the bridge, that is, of the test's own namespace."""
 _PREFIX = "198.18.77"
+_counter = itertools.count()
 
 
 class PodNetwork:
     """`pods`: name to the address of its namespace."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        self.mark = f"pf{os.getpid() % 100000}"
+        # The kernel takes a namespace's interfaces away some time after it: names are not used again.
+        self.mark = f"pf{os.getpid() % 100000}p{next(_counter)}"
         self.pods = {name: f"{_PREFIX}.{number}" for number, name in enumerate(names, 11)}
 
     def inside(self, name: str, *command: str) -> list[str]:
@@ -38,6 +41,7 @@ class PodNetwork:
 
     def down(self) -> None:
         for name in self.pods:
+            _ip("link", "del", self._cable(name), must=False)
             _ip("netns", "del", self._namespace(name), must=False)
         _ip("link", "del", self.mark, must=False)
 
