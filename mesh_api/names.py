@@ -21,6 +21,8 @@ INJECTED_LABEL = f"{GROUP}/injected"
 """On a Pod that was given a sidecar; `false`: it has none, whatever its containers are called."""
 SIDECAR_CONTAINER = "pilotfish-sidecar"
 """Name of the sidecar's container in a Pod."""
+INIT_CONTAINER = "pilotfish-init"
+"""Name of the init container that sets a Pod's rules of capture."""
 
 DEFAULT_TRUST_DOMAIN = "cluster.local"
 CLUSTER_DOMAIN = "cluster.local"

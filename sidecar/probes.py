@@ -12,11 +12,11 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from sidecar.config.resources import SocketAddress
-from sidecar.net.connection import ConnectError, Connection, ConnectionOwner
+from sidecar.net.connection import ConnectError
 from sidecar.net.grpc_messages import Deframer, frame, status_of_fields, status_of_http
 from sidecar.net.openssl import TlsContext
 from sidecar.net.tls import TlsParameters
@@ -24,6 +24,7 @@ from sidecar.probe_request import Answer, ProbeRequest
 from sidecar.protocol.events import Codec, ConnectionHandler, Field, RequestHead
 from sidecar.protocol.h1 import H1ClientCodec, H1Options
 from sidecar.protocol.h2 import H2Codec, H2Options
+from sidecar.upstream.context import Connect
 
 _log = logging.getLogger(__name__)
 
@@ -51,20 +52,6 @@ class Probe:
     path: str = "/"
     headers: tuple[tuple[str, str], ...] = ()
     service: str = ""
-
-
-class Connect(Protocol):
-    """`sidecar.net.connection.connect`."""
-
-    async def __call__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        address: SocketAddress,
-        owner: ConnectionOwner,
-        tls: TlsParameters | None,
-        timeout: float,  # noqa: ASYNC109 (as in the function that this describes)
-        sources: tuple[str, ...] = (),
-    ) -> Connection: ...
 
 
 def parse_probes(text: str) -> dict[str, Probe]:

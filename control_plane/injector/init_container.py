@@ -10,8 +10,8 @@ from typing import Any
 
 from control_plane.injector.annotations import Annotations
 from control_plane.injector.sidecar_container import InjectionSettings
+from mesh_api.names import INIT_CONTAINER
 
-INIT_CONTAINER = "pilotfish-init"
 _RUN_VOLUME = "pilotfish-run"
 
 

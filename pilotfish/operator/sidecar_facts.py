@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
-from mesh_api.names import SIDECAR_CONTAINER
+from mesh_api.names import INIT_CONTAINER, SIDECAR_CONTAINER
 from pilotfish.operator.api import Object
 from pilotfish.operator.control_plane_facts import apart
 from pilotfish.operator.facts import Fact, failed, logs, ok, some, warning
@@ -17,8 +17,6 @@ from pilotfish.operator.replicas import Client
 from pilotfish.operator.table import span
 from pilotfish.operator.world import World, container_state, full_name
 
-INIT_CONTAINER = "pilotfish-init"
-"""Sets the rules of capture, then ends."""
 CERTIFICATE_WARNING = 3600.0
 """Seconds; sidecars renew at about half of a day."""
 _READY = "docs/troubleshooting.md#a-pod-does-not-start"
