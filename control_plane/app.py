@@ -29,7 +29,7 @@ from control_plane.injector.service import Injector
 from control_plane.injector.sidecar_container import InjectionSettings
 from control_plane.injector.webhook import WebhookCounts
 from control_plane.kube.access import AccessError
-from control_plane.kube.client import KubeClient
+from control_plane.kube.client import KubeClient, Object
 from control_plane.model.mesh import Mesh, MeshSettings, TracingSettings
 from control_plane.model.problem import Problem
 from control_plane.pipeline import Pipeline
@@ -60,6 +60,8 @@ class Configuration:
     """Whether there has been a configuration without errors since the start."""
     follow: Callable[[asyncio.Event], Awaitable[None]]
     """Keeps reading until the event is set."""
+    namespace: Callable[[str], Object | None] = lambda _name: None
+    """Metadata of a Namespace, where they are watched."""
 
 
 class ControlPlane:
@@ -188,7 +190,11 @@ def cluster_configuration(
     pipeline = Pipeline(registry, _mesh_settings(settings))
     cluster = Cluster(client, namespace, registry.replace, random)
     return Configuration(
-        pipeline, lambda: (*cluster.problems, *pipeline.problems), lambda: cluster.loaded, cluster.follow
+        pipeline,
+        lambda: (*cluster.problems, *pipeline.problems),
+        lambda: cluster.loaded,
+        cluster.follow,
+        cluster.source.namespace,
     )
 
 
@@ -256,11 +262,14 @@ async def _serve_cluster(settings: Settings, client: KubeClient, namespace: str,
     trust = await cluster_trust(settings, client, namespace, stop)
     if trust is None:
         return
-    plane = ControlPlane(settings, cluster_configuration(settings, client, namespace, Random()), trust)
+    configuration = cluster_configuration(settings, client, namespace, Random())
+    plane = ControlPlane(settings, configuration, trust)
     if not settings.injector:
         await _serve(plane, stop)
         return
-    injector = Injector(client, namespace, trust.authority, injection_settings(settings), utc_now)
+    injector = Injector(
+        client, namespace, trust.authority, injection_settings(settings), utc_now, configuration.namespace
+    )
     plane.webhook_not_after = lambda: injector.webhook.tls.not_after
     plane.webhook_counts = lambda: injector.webhook.counts
     try:

@@ -6,7 +6,6 @@ Made from the mesh's authority, so that the API server trusts the webhook by the
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -19,7 +18,7 @@ from control_plane.injector.namespaces import Namespaces
 from control_plane.injector.publish import keep_published
 from control_plane.injector.sidecar_container import InjectionSettings
 from control_plane.injector.webhook import KeyPair, WebhookServer, WebhookTls
-from control_plane.kube.client import KubeClient
+from control_plane.kube.client import KubeClient, Object
 
 SERVICE = "pilotfish-injector"
 """Name of the Service by which the API server reaches the webhook."""
@@ -53,8 +52,10 @@ class Injector:
         authority: Authority,
         settings: InjectionSettings,
         now: Callable[[], datetime],
+        watched_namespace: Callable[[str], Object | None],
     ) -> None:
-        """Sidecars get the authority's root, whatever `settings` says. Raises what the authority raises."""
+        """Sidecars get the authority's root, whatever `settings` says. `watched_namespace`: as `Namespaces`
+        has it. Raises what the authority raises."""
         self._client = client
         self._namespace = namespace
         self._authority = authority
@@ -62,7 +63,7 @@ class Injector:
         self.webhook = WebhookServer(
             replace(settings, root_pem=authority.root_pem),
             WebhookTls(lambda: _issue(authority, names), now),
-            Namespaces(client, time.monotonic).metadata,
+            Namespaces(client, watched_namespace).metadata,
         )
 
     def __repr__(self) -> str:

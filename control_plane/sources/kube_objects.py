@@ -22,6 +22,7 @@ from control_plane.sources.objects import POLICY_VERSION, Parsed, endpoint_port,
 from control_plane.sources.routes import GATEWAY_GROUP
 from mesh_api.names import (
     CAPTURE_ANNOTATION,
+    GROUP,
     INBOUND_ANNOTATION,
     INJECTED_LABEL,
     OPAQUE_PORTS_ANNOTATION,
@@ -31,6 +32,8 @@ from mesh_api.names import (
 
 _UNSET = WorkloadSettings()
 ZONE_LABEL = "topology.kubernetes.io/zone"
+_READ = (f"{GROUP}/", "pod-security.kubernetes.io/")
+"""Prefixes of the labels and annotations of Namespaces that are kept."""
 _SETTINGS = (
     CAPTURE_ANNOTATION,
     INBOUND_ANNOTATION,
@@ -202,6 +205,15 @@ def node(item: Object, _before: str | None) -> str | None:
     return (item["metadata"].get("labels") or {}).get(ZONE_LABEL) or None
 
 
+def namespace(item: Object, _before: Object | None) -> Object:
+    """Of its metadata what the injector reads: defaults of its pods, and what they may be."""
+    metadata = item["metadata"]
+    return {
+        part: {name: text for name, text in (metadata.get(part) or {}).items() if name.startswith(_READ)}
+        for part in ("labels", "annotations")
+    }
+
+
 def exists(_item: Object, _before: bool | None) -> bool | None:
     return True
 
@@ -276,6 +288,7 @@ SLICES: Resource[SliceFacts] = Resource(
 )
 PODS: Resource[PodFacts] = Resource("Pod", ("v1",), "pods", pod)
 NODES: Resource[str] = Resource("Node", ("v1",), "nodes", node)
+NAMESPACES: Resource[Object] = Resource("Namespace", ("v1",), "namespaces", namespace)
 ACCOUNTS: Resource[bool] = Resource("ServiceAccount", ("v1",), "serviceaccounts", exists)
 HTTP_ROUTES: Resource[RouteFacts] = Resource(
     "HTTPRoute", (f"{GATEWAY_GROUP}/v1", f"{GATEWAY_GROUP}/v1beta1"), "httproutes", route, True

@@ -17,7 +17,7 @@ from random import Random
 from types import MappingProxyType
 from typing import Any
 
-from control_plane.kube.client import KubeClient
+from control_plane.kube.client import KubeClient, Object
 from control_plane.kube.reflector import Reflector
 from control_plane.kube.store import Key, ResourceStore
 from control_plane.kube.watch import follow
@@ -50,6 +50,8 @@ class ClusterState:
         self.slices = ResourceStore(kinds.SLICES, self._slice_changed)
         self.pods = ResourceStore(kinds.PODS, self._pod_changed)
         self.nodes = ResourceStore(kinds.NODES, self._node_changed)
+        self.namespaces = ResourceStore(kinds.NAMESPACES, _ignore)
+        """For the injector alone: the mesh is made without them."""
         self.accounts = ResourceStore(kinds.ACCOUNTS, self._touched)
         self.http_routes = ResourceStore(kinds.HTTP_ROUTES, self._routing_changed)
         self.grpc_routes = ResourceStore(kinds.GRPC_ROUTES, self._routing_changed)
@@ -76,6 +78,7 @@ class ClusterState:
             self.slices,
             self.pods,
             self.nodes,
+            self.namespaces,
             self.accounts,
             self.http_routes,
             self.grpc_routes,
@@ -86,8 +89,8 @@ class ClusterState:
 
     @property
     def whole(self) -> bool:
-        """Whether everything was read once."""
-        return all(store.answered for store in self.stores)
+        """Whether all that the mesh is made of was read once."""
+        return all(store.answered for store in self.stores if store is not self.namespaces)
 
     def mesh(self) -> tuple[Mesh, Admission, PolicyAdmission]:
         """The mesh to serve, and what became of the routes and the policies."""
@@ -267,6 +270,10 @@ class KubernetesSource:
             self._findings = tuple(_warning(finding) for finding in check_services(self._mesh))
         return (*self.state.problems(), *self._findings, *self._admitted)
 
+    def namespace(self, name: str) -> Object | None:
+        """Labels and annotations of a Namespace that the injector reads; None: it is not known (yet)."""
+        return self.state.namespaces.objects.get(("", name))
+
     def _wake(self) -> None:
         self._dirty.set()
 
@@ -308,6 +315,10 @@ class KubernetesSource:
             )
         self._publish(mesh)
         self._on_verdicts((*routes.verdicts, *policies.verdicts))
+
+
+def _ignore(_key: Key, _before: object, _after: object) -> None:
+    pass
 
 
 def _warning(finding: Finding) -> Problem:

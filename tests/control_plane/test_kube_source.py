@@ -323,6 +323,47 @@ def test_endpoints_that_the_mesh_cannot_reach_are_left_out_without_a_word(tmp_pa
     run(tmp_path, scenario)
 
 
+def namespace(name: str, **metadata: Object) -> Object:
+    return {"kind": "Namespace", "metadata": {"name": name, "namespace": "", **metadata}}
+
+
+def test_namespaces_are_followed_for_what_the_injector_reads(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        labels = {"pod-security.kubernetes.io/enforce": "baseline", "team": "x"}
+        api.put(namespace("shop", labels=labels, annotations={"mesh.pilotfish.dev/log-level": "debug"}))
+        async with following(api) as follower:
+            known = follower.source.namespace
+            await follower.until(lambda: known("shop"))
+            assert known("shop") == {
+                "labels": {"pod-security.kubernetes.io/enforce": "baseline"},
+                "annotations": {"mesh.pilotfish.dev/log-level": "debug"},
+            }
+            assert known("lab") is None
+            api.put(namespace("shop"), namespace("lab"))
+            await follower.until(lambda: known("lab"))
+            assert known("shop") == {"labels": {}, "annotations": {}}
+            api.delete("Namespace", "shop", "")
+            await follower.until(lambda: known("shop") is None)
+
+    run(tmp_path, scenario)
+
+
+def test_namespaces_make_no_new_mesh_and_none_waits_for_them(tmp_path: Path) -> None:
+    changes: list[None] = []
+    ClusterState(lambda: changes.append(None)).namespaces.put(namespace("shop"))
+    assert changes == []
+
+    async def scenario(api: KubeApi) -> None:
+        users(api, "users-a")
+        api.answer(403, path="/namespaces", times=1000)
+        async with following(api) as follower:
+            await follower.until(lambda: follower.source.problems)
+            [problem] = follower.source.problems
+            assert (problem.severity, problem.object) == (Severity.ERROR, "Namespace")
+
+    run(tmp_path, scenario)
+
+
 def test_lists_come_in_pages_and_are_whole_before_anything_is_published(tmp_path: Path) -> None:
     async def scenario(api: KubeApi) -> None:
         api.max_page = 7

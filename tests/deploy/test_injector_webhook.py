@@ -53,7 +53,15 @@ def review(pod: object = POD, **more: Any) -> dict[str, Any]:
 class Rig:
     """An injector on a port, an API server, and the trust between them."""
 
-    def __init__(self, injector: Injector, authority: CertificateAuthority, client: KubeClient) -> None:
+    def __init__(
+        self,
+        injector: Injector,
+        authority: CertificateAuthority,
+        client: KubeClient,
+        watched: dict[str, Any],
+    ) -> None:
+        self.watched = watched
+        """Metadata of the Namespaces that the source has seen."""
         self.injector = injector
         self.authority = authority
         self.client = client
@@ -78,8 +86,9 @@ def run(tmp_path: Path, test: Callable[[Rig, KubeApi, Clock], Awaitable[None]]) 
         async with KubeApi(tmp_path) as api:
             client = KubeClient(from_kubeconfig(api.kubeconfig()))
             settings = InjectionSettings(image="sidecar:1", init_image="init:1")
-            injector = Injector(client, NAMESPACE, authority, settings, clock)
-            rig = Rig(injector, authority, client)
+            watched: dict[str, Any] = {}
+            injector = Injector(client, NAMESPACE, authority, settings, clock, watched.get)
+            rig = Rig(injector, authority, client, watched)
             rig.port = await injector.start("127.0.0.1", 0)
             try:
                 await test(rig, api, clock)
@@ -196,18 +205,23 @@ def test_reviews_are_counted_by_outcome(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
-def test_a_namespace_is_asked_for_once_in_a_while_and_remembered_when_nobody_answers(tmp_path: Path) -> None:
+def test_a_namespace_that_is_watched_is_not_asked_for(tmp_path: Path) -> None:
     async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
-        now = 0.0
-        namespaces = Namespaces(rig.client, lambda: now)
+        rig.watched["shop"] = {"labels": {}, "annotations": {"mesh.pilotfish.dev/log-level": "debug"}}
+        sidecar = patched((await rig.ask(review()))[1])["/spec/initContainers"][1]
+        assert sidecar["args"][-2:] == ["--log-level", "debug"]
+        assert not api.seen("GET", "/namespaces/shop")
+
+    run(tmp_path, test)
+
+
+def test_a_namespace_that_the_watch_does_not_know_yet_is_asked_for(tmp_path: Path) -> None:
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        namespaces = Namespaces(rig.client, rig.watched.get)
         api.put(namespace(annotations={"a": "1"}))
         assert (await namespaces.metadata("shop") or {})["annotations"] == {"a": "1"}
-        api.put(namespace(annotations={"a": "2"}))
-        assert (await namespaces.metadata("shop") or {})["annotations"] == {"a": "1"}
-        now = 60.0
         api.answer(500, path="namespaces/shop", times=1)
-        assert (await namespaces.metadata("shop") or {})["annotations"] == {"a": "1"}
-        assert (await namespaces.metadata("shop") or {})["annotations"] == {"a": "2"}
+        assert await namespaces.metadata("shop") is None
         assert await namespaces.metadata("nowhere") == {}
         assert await namespaces.metadata("../pods") == {}
 

@@ -86,9 +86,12 @@ async def live(api: KubeApi) -> None:
             "user": {"username": "system:serviceaccount:shop:users"},
         }
         await trust.attestor.attest("token")
-        assert await Namespaces(client, lambda: 0.0).metadata("shop")
-        injector = Injector(client, NAMESPACE, trust.authority, InjectionSettings(image="x"), utc_now)
+        assert await Namespaces(client, lambda name: None).metadata("shop")
         cluster = Cluster(client, NAMESPACE, lambda mesh: None, Random(1))
+        settings_of_sidecars = InjectionSettings(image="x")
+        injector = Injector(
+            client, NAMESPACE, trust.authority, settings_of_sidecars, utc_now, cluster.source.namespace
+        )
         async with asyncio.TaskGroup() as group:
             group.create_task(injector.run(stop))
             group.create_task(cluster.follow(stop))
