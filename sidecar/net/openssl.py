@@ -29,6 +29,9 @@ GROUPS = b"X25519:P-256:P-384"
 """Key exchange. Not the hybrid with ML-KEM, whose key share alone is 1.2 KB in each direction."""
 CIPHERS = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
 """In order of preference. The server's counts: SHA-256 has instructions of its own, SHA-384 has not."""
+_NO_AUTO_CHAIN = 0x8
+"""SSL_MODE_NO_AUTO_CHAIN, which the binding does not name. Without it every handshake looks for issuers of our
+own certificate among those that we trust, verifies what it finds, and sends it along."""
 _HOST_FLAGS = lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS
 
 
@@ -59,7 +62,7 @@ class TlsContext:
         self._select: Any = None
         oldest = lib.TLS1_2_VERSION if old_too else lib.TLS1_3_VERSION
         lib.SSL_CTX_set_min_proto_version(self.handle, oldest)
-        lib.SSL_CTX_set_mode(self.handle, lib.SSL_MODE_RELEASE_BUFFERS)
+        lib.SSL_CTX_set_mode(self.handle, lib.SSL_MODE_RELEASE_BUFFERS | _NO_AUTO_CHAIN)
         # With both, tickets that a server sends lead nowhere: there is no call to send none.
         lib.SSL_CTX_set_options(self.handle, lib.SSL_OP_NO_TICKET | lib.SSL_OP_CIPHER_SERVER_PREFERENCE)
         lib.SSL_CTX_set_session_cache_mode(self.handle, lib.SSL_SESS_CACHE_OFF)

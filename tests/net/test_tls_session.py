@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.net.openssl import lib
 from sidecar.net.tls import TlsError, TlsSession
 from tests.support.certs import make_ca
 from tests.support.connections import client_tls, server_tls
@@ -78,6 +79,12 @@ def test_a_session_keeps_what_openssl_calls_back(tmp_path: Path) -> None:
     del server
     gc.collect()
     assert context() is None
+
+
+def test_what_is_shown_to_the_peer_is_the_configured_chain_alone(tmp_path: Path) -> None:
+    client, _, _ = _pair(tmp_path)
+    chain = lib.SSL_get_peer_cert_chain(client._ssl)
+    assert lib.sk_X509_num(chain) == 1  # without the root, which both sides have
 
 
 def test_sessions_in_turn_keep_their_bytes_apart(tmp_path: Path) -> None:
