@@ -330,12 +330,14 @@ class Connection(asyncio.BufferedProtocol):
             self._fail_handshake(problem)
             return
         try:
+            # What came with the end of the handshake is there before the codec, so that what the codec says
+            # first and what it answers leave together.
+            self._unread = bytes(session.decrypt(rest))
             self._on_secured()
-            plain = session.decrypt(rest)
+            if self._unread and not self._closing:
+                self._owner.on_unread(self, self._unread)
             if session.error or session.peer_closed:
-                self._deliver_last(session, bytes(plain))
-            elif plain:
-                self._deliver(bytes(plain))
+                self._deliver_last(session, b"")
             # What ends the handshake goes with what the codec has said, if it has.
             self._write_session_output(session)
         except BaseException:
@@ -538,7 +540,7 @@ class Connection(asyncio.BufferedProtocol):
             if data:
                 transport.write(data)
         self._on_read_pause(False)
-        if self._peer_eof:
+        if self._peer_eof or (session is not None and session.peer_closed):
             transport.close()
         elif session is not None or not self._written_eof:
             transport.write_eof()

@@ -30,8 +30,8 @@ GROUPS = b"X25519:P-256:P-384"
 CIPHERS = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
 """In order of preference. The server's counts: SHA-256 has instructions of its own, SHA-384 has not."""
 _NO_AUTO_CHAIN = 0x8
-"""SSL_MODE_NO_AUTO_CHAIN, which the binding does not name. Without it every handshake looks for issuers of our
-own certificate among those that we trust, verifies what it finds, and sends it along."""
+"""SSL_MODE_NO_AUTO_CHAIN, which the binding does not name. Without it every handshake looks for issuers of
+our own certificate among those that we trust, verifies what it finds, and sends it along."""
 _HOST_FLAGS = lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from sidecar.config.resources import SocketAddress
 from sidecar.net.connection import ConnectError, Connection, connect
-from sidecar.net.tls import TlsParameters
+from sidecar.net.tls import TlsParameters, TlsSession
 from tests.support.certs import CertificateFiles, make_ca
 from tests.support.connections import (
     HalfClosingCodec,
@@ -303,6 +303,74 @@ def test_data_and_close_in_one_piece_are_both_delivered(files: CertificateFiles)
             await until(lambda: server_codec.eof)
             assert bytes(server_codec.received) == b"all of it"
             await until(lambda: server_codec.lost and client_codec.lost)
+
+    run(main)
+
+
+class Greeting(RecordingCodec):
+    """Has the first word, and says everything back."""
+
+    def start(self) -> None:
+        self.write(b"hello ")
+
+
+def _after_the_handshake(port: int, client: TlsSession, data: bytes) -> list[bytes]:
+    """What each piece held that the server sends to a client whose `data` comes with the end of the
+    handshake, and which then closes."""
+    client.handshake(b"")
+    received = []
+    with socket.create_connection(("127.0.0.1", port)) as raw:
+        raw.sendall(client.take_output())
+        while client.handshake(raw.recv(65536)) is None:
+            pass
+        raw.sendall(client.take_output() + b"".join(client.encrypt(data)) + client.close_notify())
+        while piece := raw.recv(65536):
+            received.append(bytes(client.decrypt(piece)))
+    return received
+
+
+def test_the_first_word_and_the_answer_to_what_came_with_the_handshake_leave_together(
+    files: CertificateFiles,
+) -> None:
+    async def main() -> None:
+        client = TlsSession(client_tls(files), server_side=False)
+        async with Server(Owner(lambda: Greeting(echo=True)), server_tls(files)) as server:
+            pieces = await asyncio.to_thread(_after_the_handshake, server.port, client, b"world")
+            assert [piece for piece in pieces if piece] == [b"hello world"]
+            assert client.peer_closed
+
+    run(main)
+
+
+def test_what_comes_with_the_end_of_the_handshake_waits_for_a_codec(files: CertificateFiles) -> None:
+    async def main() -> None:
+        owner = Owner()
+        client = TlsSession(client_tls(files), server_side=False)
+        async with Server(owner, server_tls(files)) as server:
+            await asyncio.to_thread(_after_the_handshake, server.port, client, b"early")
+            assert owner.unread == [b"early"]
+            assert owner.lost == ["peer closed the connection"]
+
+    run(main)
+
+
+def test_a_peer_that_has_said_goodbye_is_not_waited_for(
+    files: CertificateFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.net.connection.LINGER_INTERVAL", 60.0)
+
+    async def main() -> None:
+        codec = HalfClosingCodec()
+        async with Server(Owner(lambda: codec), server_tls(files)) as server:
+            mine = HalfClosingCodec()
+            client = await dial(server, Owner(lambda: mine), client_tls(files))
+            mine.want_eof = True  # close_notify, and no FIN
+            mine.on_output()
+            await until(lambda: codec.eof)
+            codec.should_close = True
+            codec.on_output()
+            await until(lambda: codec.lost)
+            client.abort()
 
     run(main)
 
