@@ -70,7 +70,10 @@ class H2Codec(H2Control):
         super().__init__(client, handler, options or H2Options())
         options = self.options
         self._decoder = HpackDecoder(
-            options.max_header_bytes, options.max_header_count + 5, open_paths=not client
+            options.max_header_bytes,
+            options.max_header_count + 5,
+            open_paths=not client,
+            common=options.common_blocks,
         )
         self._preface_left = b"" if client else frames.PREFACE
         self._partial = bytearray()

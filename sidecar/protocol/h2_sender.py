@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from sidecar.protocol import h2_frames as frames
 from sidecar.protocol.events import BULK, ConnectionHandler, ErrorCode, RequestHead
+from sidecar.protocol.hpack import HeaderBlock
 from sidecar.protocol.hpack_encoder import HpackEncoder
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ class H2Options:
     """The peer is another sidecar of the mesh (see `hpack_encoder`)."""
     keepalive_interval: float = 30.0
     """Seconds, see `check_alive`."""
+    common_blocks: dict[bytes, HeaderBlock] | None = None
+    """Server: what connections have in common whose heads mean the same, down to the caller's identity (see
+    `HpackDecoder`)."""
     clock: Callable[[], float] = time.monotonic
     """Seconds; asked when a stream is reset before its response."""
 

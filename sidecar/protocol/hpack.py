@@ -28,6 +28,8 @@ _REMEMBERED_OVERHEAD = 512
 """About what a remembered block costs beside its octets: fields, head and memo."""
 _MAX_REMEMBERED = 98304
 _MAX_SEEN = 64
+_MAX_COMMON = 16
+_MAX_COMMON_BLOCK = 512
 _MAX_CONTINUED = 4
 """Continuation octets of an integer: 2**28 is far above every limit here."""
 
@@ -98,7 +100,8 @@ class HpackDecoder:
 
     `max_bytes` and `max_count` bound the decoded list; what passes them is decoded and dropped, and a
     list of more than eight times `max_bytes` (at least 1 MiB) raises `HpackBombError`. With `open_paths`
-    blocks may come back that leave their path open: see `HeaderBlock.path_at`.
+    blocks may come back that leave their path open: see `HeaderBlock.path_at`. `common` is what decoders with
+    equal limits share: how octets were decoded while nothing was in the dynamic table yet.
     """
 
     __slots__ = (
@@ -106,6 +109,7 @@ class HpackDecoder:
         "_blocks",
         "_blocks_cost",
         "_bomb_size",
+        "_common",
         "_last_prefix",
         "_last_shared",
         "_max_bytes",
@@ -127,6 +131,7 @@ class HpackDecoder:
         table_size: int = DEFAULT_TABLE_SIZE,
         *,
         open_paths: bool = False,
+        common: dict[bytes, HeaderBlock] | None = None,
     ) -> None:
         self._max_bytes = max_bytes
         self._max_count = max_count
@@ -146,6 +151,7 @@ class HpackDecoder:
         self.path = b""
         """The path of the last block, where the returned `HeaderBlock` leaves it open."""
         self._open_paths = open_paths
+        self._common = common
 
     def decode(self, block: bytes) -> HeaderBlock:
         """The block's first fields; the rest is in `fresh`. Raises `HpackError` or `HpackBombError`."""
@@ -162,6 +168,11 @@ class HpackDecoder:
 
     def _decode_new(self, block: bytes) -> HeaderBlock:
         self.fresh = ()
+        if self._common and not self._table:
+            known = self._common.get(block)
+            if known is not None:
+                self._remember(block, known)
+                return known
         end = len(self._last_prefix)
         if 0 < end < len(block) and block[end] in _LITERALS and block.startswith(self._last_prefix):
             shared = self._last_shared
@@ -196,14 +207,26 @@ class HpackDecoder:
         prefix = block[:end]
         shared = self._blocks.get(prefix)
         if shared is None:
-            fields, octets, _ = self._fields(prefix, 0)
-            shared = self._made(fields, octets)
-            if shared.too_large or not (indexed or self._seen_before(prefix)):
+            shared, repeated = self._common_block(prefix)
+            if shared.too_large or not (indexed or repeated or self._seen_before(prefix)):
                 return end, shared
             self._remember(prefix, shared)
         self._last_prefix = prefix
         self._last_shared = shared
         return end, shared
+
+    def _common_block(self, octets: bytes) -> tuple[HeaderBlock, bool]:
+        """As the dynamic table is now, and whether another connection has sent the same."""
+        common = self._common if not self._table and len(octets) <= _MAX_COMMON_BLOCK else None
+        if common is not None and octets in common:
+            return common[octets], True
+        fields, size, _ = self._fields(octets, 0)
+        block = self._made(fields, size)
+        if common is not None and not block.too_large:
+            if len(common) >= _MAX_COMMON:
+                common.clear()
+            common[octets] = block
+        return block, False
 
     def _decode_around_path(self, block: bytes) -> tuple[int, HeaderBlock] | None:
         """What may be remembered around a path that did not come lately, when it did; else None."""

@@ -16,6 +16,7 @@ from sidecar.protocol.events import Codec, ConnectionHandler, Field, RequestHead
 from sidecar.protocol.h1 import H1Options, H1ServerCodec
 from sidecar.protocol.h1_wire import ParsedRequest
 from sidecar.protocol.h2 import H2Options
+from sidecar.protocol.hpack import HeaderBlock
 from sidecar.protocol.raw import RawCodec
 from sidecar.protocol.sniff import Protocol
 from sidecar.server.connection_manager import ConnectionManager
@@ -30,6 +31,10 @@ _MAX_H1_ADDRESSES = 16
 """Addresses of this listener whose heads are remembered; captured traffic may have very many."""
 
 
+_MAX_CALLERS = 64
+"""Identities whose header blocks are remembered."""
+
+
 class MakeH2(Interface):
     """Makes an HTTP/2 codec; which engine is decided once, in app.py."""
 
@@ -42,6 +47,7 @@ def h2_options(
     max_header_count: int = 100,
     trusted_peer: bool = False,
     extended_connect: bool = False,
+    common_blocks: dict[bytes, HeaderBlock] | None = None,
 ) -> H2Options:
     """A codec's options from configuration."""
     return H2Options(
@@ -54,6 +60,7 @@ def h2_options(
         enable_connect_protocol=extended_connect or options.allow_connect,
         keepalive_interval=options.keepalive_interval,
         trusted_peer=trusted_peer,
+        common_blocks=common_blocks,
     )
 
 
@@ -110,6 +117,7 @@ class HttpChain:
         self._capture = capture
         self.managers: set[ConnectionManager] = set()
         self._undecided: set[Connection] = set()
+        self._h2: dict[tuple[str, tuple[Field, ...], bool], H2Options] = {}
         self._h1: dict[tuple[str, int], tuple[H1Options, dict[bytes, ParsedRequest]]] = {}
         self._drained: bool | None = None
         """How far draining has come: None not begun, else `final` of the last `drain`."""
@@ -150,15 +158,8 @@ class HttpChain:
         tunnel = self._on_tunnel if self._tunnel is not None else None
         manager = ConnectionManager(context, conn, downstream, stats, self.managers.discard, tunnel)
         self.managers.add(manager)
-        config = self.context.config
         if http2:
-            options2 = h2_options(
-                config.http2,
-                self._header_limit,
-                config.max_headers_count,
-                conn.peer.alpn == MESH_ALPN,
-                self.context.in_mesh,
-            )
+            options2 = self._h2_options(downstream, conn.peer.alpn == MESH_ALPN)
             conn.set_codec(self._make_h2(False, manager, options2))
         else:
             options, heads = self._h1_options(conn.peer.local)
@@ -168,6 +169,25 @@ class HttpChain:
             # Accepted before the listener was replaced, or in the last moment. Not now: where the codec
             # follows another it gets the connection when this call has returned.
             self.context.clock.call_later(0.0, manager.drain, self._drained)
+
+    def _h2_options(self, downstream: Downstream, trusted: bool) -> H2Options:
+        """Options of connections from this caller, and the header blocks that they share."""
+        caller = (downstream.peer, downstream.client_cert, trusted)
+        known = self._h2.get(caller)
+        if known is None:
+            config = self.context.config
+            known = h2_options(
+                config.http2,
+                self._header_limit,
+                config.max_headers_count,
+                trusted,
+                self.context.in_mesh,
+                common_blocks={},
+            )
+            if len(self._h2) >= _MAX_CALLERS:
+                self._h2.clear()
+            self._h2[caller] = known
+        return known
 
     def _h1_options(self, local: tuple[str, int]) -> tuple[H1Options, dict[bytes, ParsedRequest]]:
         """Options of connections to this address, and the heads that they share."""

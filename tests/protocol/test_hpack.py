@@ -450,3 +450,60 @@ def test_pseudo_header_literals_may_stand_around_the_path(around: tuple[bytes, b
         assert complete(decoder, block) == complete(HpackDecoder(400, 10), block)
         blocks.append(decoder.decode(before + b"\x04\x03/x%d" % number + behind + b"\x1f\x08\x01s"))
     assert len({id(block) for block in blocks[2:]}) == 1
+
+
+# --- what decoders share ---
+
+FIRST = b"\x82\x86\x04\x02/a\x01\x01a"
+"""GET, http, /a, authority a: nothing of it in a dynamic table."""
+
+
+def sharing(common: dict[bytes, HeaderBlock]) -> HpackDecoder:
+    return HpackDecoder(400, 10, open_paths=True, common=common)
+
+
+def test_decoders_share_how_the_first_block_of_a_connection_was_decoded() -> None:
+    common: dict[bytes, HeaderBlock] = {}
+    first = sharing(common).decode(FIRST)
+    assert first.fields == (
+        (b":method", b"GET"),
+        (b":scheme", b"http"),
+        (b":path", b"/a"),
+        (b":authority", b"a"),
+    )
+    again = sharing(common)
+    assert again.decode(FIRST) is first
+    assert again.fresh == ()
+    traced = sharing(common)
+    assert traced.decode(FIRST + b"\x00\x01t\x011") is first
+    assert traced.fresh == ((b"t", b"1"),)
+
+
+def test_what_a_table_entry_has_changed_is_not_shared() -> None:
+    common: dict[bytes, HeaderBlock] = {}
+    decoder = sharing(common)
+    decoder.decode(b"\x41\x01b")
+    decoder.decode(FIRST)
+    decoder.decode(b"\x82\x86\x84\xbe")
+    assert common == {}
+    with pytest.raises(HpackError):
+        sharing(common).decode(b"\x82\x86\x84\xbe")
+
+
+def test_octets_that_mean_something_else_here_are_not_taken_from_others() -> None:
+    common = {b"\x82\xbe": HeaderBlock(((b"wrong", b"wrong"),), 42)}
+    decoder = sharing(common)
+    decoder.decode(b"\x41\x01b")
+    assert decoder.decode(b"\x82\xbe").fields == ((b":method", b"GET"), (b":authority", b"b"))
+
+
+def test_blocks_over_the_limit_and_large_ones_are_not_shared_and_many_do_not_pile_up() -> None:
+    common: dict[bytes, HeaderBlock] = {}
+    assert sharing(common).decode(b"\x82" * 11).too_large
+    assert common == {}
+    for number in range(100):
+        sharing(common).decode(b"\x82\x86\x04\x03/%02d\x01\x01a" % number)
+    assert 0 < len(common) <= 16
+    common.clear()
+    HpackDecoder(1 << 16, 100, common=common).decode(b"\x82\x86\x01\x01a" + b"\x88" * 600)
+    assert common == {}

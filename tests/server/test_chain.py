@@ -1,0 +1,57 @@
+"""What the connections of one filter chain share, and what they must not."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from sidecar.config.resources import ClientCert, HttpConnectionManagerConfig
+from sidecar.net.connection import Connection
+from sidecar.net.peer import PeerInfo
+from sidecar.protocol.h2 import H2Options
+from sidecar.server.chain import HttpChain
+from sidecar.telemetry.metrics import ListenerStats
+from tests.support.exchange_rig import Rig
+
+SPIFFE = "spiffe://cluster.local/ns/shop/sa/"
+
+
+class FakeConnection:
+    def __init__(self, account: str, alpn: str, certificate: str) -> None:
+        self.peer = PeerInfo(("10.0.0.1", 1), ("10.0.0.2", 2), True, alpn, (SPIFFE + account,), certificate)
+        self.local_identity = SPIFFE + "server"
+
+    def set_codec(self, codec: object) -> None:
+        """It is not asked for anything."""
+
+
+def options_of(*callers: tuple[str, str, str]) -> list[H2Options]:
+    """Of connections to one chain, by the caller's account, ALPN and certificate."""
+    made: list[H2Options] = []
+
+    def make_h2(client: bool, handler: Any, options: H2Options) -> Any:
+        made.append(options)
+
+    rig = Rig()
+    rig.context.config = HttpConnectionManagerConfig("rig", client_cert=ClientCert.SANITIZE_SET)
+    chain = HttpChain(rig.context, ListenerStats(), make_h2, None)
+    for caller in callers:
+        chain.on_connection(cast(Connection, FakeConnection(*caller)))
+    return made
+
+
+def test_connections_of_one_caller_share_what_is_remembered_of_their_requests() -> None:
+    first, second = options_of(("a", "h2", "1"), ("a", "h2", "1"))
+    assert first.common_blocks is not None
+    assert first is second
+
+
+def test_nothing_is_shared_between_callers_certificates_and_kinds_of_peers() -> None:
+    callers = [("a", "h2", "1"), ("b", "h2", "1"), ("a", "h2", "2"), ("a", "pilotfish-h2", "1")]
+    made = options_of(*callers)
+    assert len({id(options.common_blocks) for options in made}) == 4
+    assert [options.trusted_peer for options in made] == [False, False, False, True]
+
+
+def test_callers_without_number_do_not_pile_up() -> None:
+    made = options_of(*((f"a{number}", "h2", "1") for number in range(200)), ("a0", "h2", "1"))
+    assert made[-1] is not made[0]
