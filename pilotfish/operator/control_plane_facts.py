@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from datetime import datetime
 from importlib.metadata import version
 
-from pilotfish.operator.api import Object
 from pilotfish.operator.cluster_facts import clock_fact, version_of
 from pilotfish.operator.facts import Fact, failed, logs, ok, some, warning
 from pilotfish.operator.replicas import CONTROL_PLANE, Replica, parse_time
 from pilotfish.operator.table import span
+from pilotfish.operator.transport import Object
 from pilotfish.operator.world import World
 
 SERVICES = (CONTROL_PLANE, "pilotfish-injector")

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 
 from control_plane.injector.patch import InjectionError, skip_reason
 from mesh_api.names import INJECTED_LABEL
-from pilotfish.operator.api import Answer, Object
 from pilotfish.operator.facts import Fact, failed, logs, ok, some, warning
 from pilotfish.operator.kinds import INJECT, PODS, missing_right
+from pilotfish.operator.transport import Answer, Object
 from pilotfish.operator.world import World, is_meshed
 
 _LINK = "docs/troubleshooting.md#pods-have-no-sidecar"

@@ -12,13 +12,14 @@ from difflib import get_close_matches
 from typing import Any
 
 from mesh_api.names import ADMIN_PORT, SIDECAR_CONTAINER
-from pilotfish.operator.api import Api, Object
+from pilotfish.operator.api import Api
 from pilotfish.operator.errors import OperatorError
 from pilotfish.operator.kinds import INJECT, PODS
 from pilotfish.operator.options import add_cluster_options, open_api, reporting
 from pilotfish.operator.pages import PAGES
 from pilotfish.operator.replicas import fetch
 from pilotfish.operator.table import table
+from pilotfish.operator.transport import Object
 
 
 def run_proxy_config(arguments: Sequence[str]) -> int:

@@ -14,9 +14,10 @@ from datetime import datetime
 from typing import Any
 
 from mesh_api.names import STATUS_PORT
-from pilotfish.operator.api import Api, Object
+from pilotfish.operator.api import Api
 from pilotfish.operator.errors import ApiError, OperatorError
 from pilotfish.operator.kinds import PODS
+from pilotfish.operator.transport import Object
 
 CONTROL_PLANE = "pilotfish-control-plane"
 """Name of Deployment, Service and ServiceAccount in `deploy/k8s`."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pilotfish.operator.api import Object
 from pilotfish.operator.facts import Fact, failed, ok, some, warning
 from pilotfish.operator.kinds import CONTROLLER, GRPC_ROUTES, HTTP_ROUTES, TCP_ROUTES, TRAFFIC_POLICIES
+from pilotfish.operator.transport import Object
 from pilotfish.operator.world import World, full_name
 
 _LINKS = {

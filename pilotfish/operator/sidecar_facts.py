@@ -10,11 +10,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from mesh_api.names import INIT_CONTAINER, SIDECAR_CONTAINER
-from pilotfish.operator.api import Object
 from pilotfish.operator.control_plane_facts import apart
 from pilotfish.operator.facts import Fact, failed, logs, ok, some, warning
 from pilotfish.operator.replicas import Client
 from pilotfish.operator.table import span
+from pilotfish.operator.transport import Object
 from pilotfish.operator.world import World, container_state, full_name
 
 CERTIFICATE_WARNING = 3600.0

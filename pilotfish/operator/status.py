@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from mesh_api.names import ADMIN_PORT, INJECTED_LABEL
-from pilotfish.operator.api import Api, Object
+from pilotfish.operator.api import Api
 from pilotfish.operator.errors import OperatorError
 from pilotfish.operator.kinds import PODS
 from pilotfish.operator.options import add_cluster_options, open_api, reporting
 from pilotfish.operator.replicas import Client, Replica, clients_of, replicas_at, replicas_in
 from pilotfish.operator.table import span, table
+from pilotfish.operator.transport import Object
 
 NOT_CONNECTED = "not connected"
 _HEAD = ("NAMESPACE", "NAME", "VERSION", "CONFIGURATION", "CERTIFICATE", "CONTROL PLANE")

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 from mesh_api.names import INJECTED_LABEL, SIDECAR_CONTAINER
 from pilotfish.operator import kinds
-from pilotfish.operator.api import Answer, Api, Object
+from pilotfish.operator.api import Api
 from pilotfish.operator.errors import OperatorError
 from pilotfish.operator.kinds import INJECT, Kind
 from pilotfish.operator.replicas import Client, Replica, clients_of, replicas_in
+from pilotfish.operator.transport import Answer, Object
 
 T = TypeVar("T")
 
