@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from urllib.parse import quote
 
-from pilotfish.operator.errors import ApiError
+from pilotfish.operator.errors import ApiError, TimedOut
 from pilotfish.operator.kinds import ACCESS_REVIEWS, PODS, Kind, missing_right
 from pilotfish.operator.kubeconfig import Context
 from pilotfish.operator.transport import TIMEOUT, Answer, Object, Transport
@@ -86,16 +86,18 @@ class Api:
 
     def page(self, namespace: str, pod: str, port: int, path: str) -> Answer:
         """What a pod answers at `path`, whatever its status. Raises ApiError when it was not asked."""
-        answer = self.ask("GET", PODS.path(namespace, f"{quote(pod)}:{port}", f"proxy{path}"))
+        unreachable = f"the API server cannot reach {namespace}/{pod} at port {port}"
+        try:
+            answer = self.ask("GET", PODS.path(namespace, f"{quote(pod)}:{port}", f"proxy{path}"))
+        except TimedOut as error:
+            # The API server waits longer for a pod than we for the API server, which answers otherwise.
+            silence = f"{unreachable}: silent for {self._transport.timeout:g} s"
+            raise ApiError(504, silence, _UNREACHED) from error
         if answer.status in (401, 403, 404) and answer.status_object() is not None:
             self._checked(answer, "get", PODS, namespace, "proxy")
         unreached = answer.status_object() is not None or answer.text().startswith("error trying to reach")
         if answer.status >= 500 and unreached:
-            raise ApiError(
-                answer.status,
-                f"the API server cannot reach {namespace}/{pod} at port {port}: {_message(answer)}",
-                _UNREACHED,
-            )
+            raise ApiError(answer.status, f"{unreachable}: {_message(answer)}", _UNREACHED)
         return answer
 
     def _checked(self, answer: Answer, verb: str, kind: Kind, namespace: str, sub: str = "") -> Object:

@@ -23,6 +23,10 @@ class ApiError(OperatorError):
         self.status = status
 
 
+class TimedOut(ApiError):
+    """The API server did not answer in time: away itself, or waiting for what is behind it."""
+
+
 def describe(error: OperatorError) -> str:
     """As it goes to stderr."""
     return f"error: {error.text}" + (f"\n  {error.hint}" if error.hint else "")

@@ -9,6 +9,7 @@ import http.client
 import json
 import ssl
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -16,7 +17,7 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from control_plane.kube.access import AccessError
-from pilotfish.operator.errors import ApiError
+from pilotfish.operator.errors import ApiError, TimedOut
 from pilotfish.operator.kubeconfig import Context
 
 Object = dict[str, Any]
@@ -51,7 +52,7 @@ class Transport:
 
     def __init__(self, context: Context, timeout: float = TIMEOUT) -> None:
         self._context = context
-        self._timeout = timeout
+        self.timeout = timeout
         self._server = context.access.server
         self._url = urlsplit(self._server)
         self._connections = threading.local()
@@ -85,7 +86,7 @@ class Transport:
                 "certificate-authority in the kubeconfig is another cluster's, or out of date",
             ) from error
         except (OSError, http.client.HTTPException) as error:
-            raise ApiError(
+            raise (TimedOut if isinstance(error, TimeoutError) else ApiError)(
                 0,
                 f"no answer from the API server {self._server}: {error or type(error).__name__}",
                 f"is context {self._context.name!r} the right one, and is a VPN needed? kubectl cluster-info",
@@ -94,11 +95,9 @@ class Transport:
     def _exchange(self, method: str, target: str, data: bytes | None, headers: dict[str, str]) -> Answer:
         known = getattr(self._connections, "open", None)
         if known is not None:
-            try:
+            # The server may have closed it meanwhile; what is asked here may be asked twice.
+            with suppress(ConnectionError, http.client.BadStatusLine):
                 return self._send(known, method, target, data, headers)
-            except (ConnectionError, http.client.BadStatusLine):
-                # The server may have closed it meanwhile; what is asked here may be asked twice.
-                known.close()
         connection = self._connections.open = self._connect()
         return self._send(connection, method, target, data, headers)
 
@@ -110,14 +109,19 @@ class Transport:
         data: bytes | None,
         headers: dict[str, str],
     ) -> Answer:
-        connection.request(method, target, data, headers)
-        response = connection.getresponse()
+        try:
+            connection.request(method, target, data, headers)
+            response = connection.getresponse()
+            body = response.read()
+        except (OSError, http.client.HTTPException):
+            connection.close()  # what comes late belongs to nobody; the next request connects anew
+            raise
         date = response.getheader("Date")
         try:
             seconds = parsedate_to_datetime(date).timestamp() if date else None
         except ValueError:
             seconds = None
-        return Answer(response.status, response.read(), seconds)
+        return Answer(response.status, body, seconds)
 
     def _connect(self) -> http.client.HTTPConnection:
         access, host, port = self._context.access, self._url.hostname or "", self._url.port or 443
@@ -127,7 +131,7 @@ class Transport:
             raise AccessError(
                 f"the proxy {proxy!r} is of no kind that is supported: it takes http://HOST:PORT"
             )
-        connection = _Connection(at.hostname or "", at.port or (80 if proxy else 443), timeout=self._timeout)
+        connection = _Connection(at.hostname or "", at.port or (80 if proxy else 443), timeout=self.timeout)
         self._opened.append(connection)
         connection.secure = (access.tls(), access.server_name or host)
         if proxy:

@@ -78,6 +78,9 @@ class KubeApi:
         self.admit: Callable[[Object], Object | web.Response] = lambda pod: pod
         """What becomes of a Pod that is created as a dry run."""
         self.delay = 0.0
+        self.silent: set[str] = set()
+        """Ends of paths that are answered only when the server goes."""
+        self._gone = asyncio.Event()
         self._open: Counter[int] = Counter()
         """Watches, by the generation that `drop_watches` ends."""
         self.port = 0
@@ -177,6 +180,7 @@ class KubeApi:
 
     async def up(self) -> None:
         """Listens, on the same port as before."""
+        self._gone.clear()
         app = web.Application(client_max_size=16 * 1024 * 1024)
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.1)
@@ -186,6 +190,7 @@ class KubeApi:
 
     async def down(self) -> None:
         """Cuts every connection and listens no more."""
+        self._gone.set()
         await self.drop_watches()
         if self._runner is not None:
             await self._runner.cleanup()
@@ -198,6 +203,8 @@ class KubeApi:
         if self.delay:
             await request.read()  # what has come takes effect, whether or not the client waits for it
             await asyncio.sleep(self.delay)
+        if request.path.endswith(tuple(self.silent)):
+            await self._gone.wait()
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return _status(401, "Unauthorized", "no valid token")
         for mood in self._moods:

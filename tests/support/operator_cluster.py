@@ -50,7 +50,8 @@ class Served:
         """A healthy mesh again, then `change`."""
 
         async def changed() -> None:
-            for state in (self._api.objects, self._api.documents, self._api.denied, self._api.proxies):
+            api = self._api
+            for state in (api.objects, api.documents, api.denied, api.proxies, api.silent):
                 state.clear()
             install(self._api)
             change(self._api)
