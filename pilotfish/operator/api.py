@@ -7,6 +7,9 @@ are asked for as a dry run.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 from urllib.parse import quote
 
 from pilotfish.operator.errors import ApiError, TimedOut
@@ -14,7 +17,12 @@ from pilotfish.operator.kinds import ACCESS_REVIEWS, PODS, Kind, missing_right
 from pilotfish.operator.kubeconfig import Context
 from pilotfish.operator.transport import TIMEOUT, Answer, Object, Transport
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 _PAGE = 500
+_AT_ONCE = 8
+"""Requests under way at the same time: enough for a distant API server, few enough for a busy one."""
 _UNREACHED = (
     "is a NetworkPolicy or a firewall between them? docs/troubleshooting.md#the-api-server-cannot-reach-a-pod"
 )
@@ -123,6 +131,12 @@ class Api:
                 answer.status, f"the answer to {what} is no JSON object: is {self.server} an API server?"
             )
         return found
+
+
+def at_once(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """`work` of all, some at the same time, in their order. What one raises, this raises."""
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return list(threads.map(work, items))
 
 
 def _message(answer: Answer) -> str:

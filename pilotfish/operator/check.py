@@ -11,7 +11,14 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from pilotfish.operator import cluster_facts, control_plane_facts, injection_facts, route_facts, sidecar_facts
+from pilotfish.operator import (
+    cluster_facts,
+    control_plane_facts,
+    injection_facts,
+    rights_facts,
+    route_facts,
+    sidecar_facts,
+)
 from pilotfish.operator.errors import ApiError, OperatorError
 from pilotfish.operator.facts import Fact, Finding, all_well, failed, json_of, text_of
 from pilotfish.operator.options import add_cluster_options, open_api, reporting
@@ -27,12 +34,12 @@ CLUSTER: tuple[Look, ...] = (
 )
 BEFORE: dict[str, tuple[Look, ...]] = {
     "cluster": CLUSTER,
-    "you": (cluster_facts.installing_rights,),
+    "you": (rights_facts.installing,),
     "before installing": (cluster_facts.leftovers,),
 }
 AFTER: dict[str, tuple[Look, ...]] = {
     "cluster": (*CLUSTER, cluster_facts.own_definitions),
-    "you": (cluster_facts.reading_rights,),
+    "you": (rights_facts.reading,),
     "control plane": (
         control_plane_facts.deployment,
         control_plane_facts.services,

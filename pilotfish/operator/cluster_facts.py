@@ -1,4 +1,4 @@
-"""Facts about the cluster itself: versions, clocks, definitions, and the rights of the user.
+"""Facts about the cluster itself: versions, clocks, definitions.
 
 Called by `check`, also before there is a mesh. Each function makes facts of what `World` reads.
 """
@@ -13,7 +13,7 @@ from mesh_api.names import GROUP
 from pilotfish.operator import kinds
 from pilotfish.operator.errors import ApiError
 from pilotfish.operator.facts import Fact, failed, ok, some, warning
-from pilotfish.operator.kinds import GATEWAY_GROUP, Kind
+from pilotfish.operator.kinds import GATEWAY_GROUP
 from pilotfish.operator.world import World
 
 NATIVE_SIDECARS = (1, 29)
@@ -26,34 +26,6 @@ CLOCK_FAILURE = 60.0
 _NEEDS = "docs/kubernetes.md#what-it-needs"
 _RIGHTS = "docs/operations.md#rights"
 _CLOCKS = "docs/troubleshooting.md#clocks"
-
-Right = tuple[str, Kind, str, str]
-"""Verb, kind, whose namespace (`system`, `each` or empty: of the cluster), subresource."""
-
-READING: tuple[Right, ...] = (
-    ("list", kinds.PODS, "each", ""),
-    ("get", kinds.PODS, "each", "proxy"),
-    ("list", kinds.NAMESPACES, "", ""),
-    ("get", kinds.PODS, "system", "proxy"),
-    ("get", kinds.DEPLOYMENTS, "system", ""),
-    ("get", kinds.SERVICES, "system", ""),
-    ("list", kinds.ENDPOINT_SLICES, "system", ""),
-    ("get", kinds.WEBHOOKS, "", ""),
-    ("list", kinds.HTTP_ROUTES, "each", ""),
-    ("list", kinds.GRPC_ROUTES, "each", ""),
-    ("list", kinds.TCP_ROUTES, "each", ""),
-    ("list", kinds.TRAFFIC_POLICIES, "each", ""),
-)
-INSTALLING: tuple[Right, ...] = (
-    ("create", kinds.NAMESPACES, "", ""),
-    ("create", kinds.DEFINITIONS, "", ""),
-    ("create", kinds.CLUSTER_ROLES, "", ""),
-    ("create", kinds.CLUSTER_ROLE_BINDINGS, "", ""),
-    ("create", kinds.WEBHOOKS, "", ""),
-    ("create", kinds.SERVICE_ACCOUNTS, "system", ""),
-    ("create", kinds.SERVICES, "system", ""),
-    ("create", kinds.DEPLOYMENTS, "system", ""),
-)
 
 
 def kubernetes_version(world: World) -> Iterator[Fact]:
@@ -164,27 +136,6 @@ def own_definitions(world: World, names: Iterable[str] = OWN_DEFINITIONS) -> Ite
             )
         else:
             yield ok("definitions", f"definition {name} is installed")
-
-
-def reading_rights(world: World) -> Iterator[Fact]:
-    yield _rights(world, "rights", "read what this command looks at", READING)
-
-
-def installing_rights(world: World) -> Iterator[Fact]:
-    yield _rights(world, "install-rights", "install the mesh", INSTALLING)
-
-
-def _rights(world: World, name: str, purpose: str, rights: Iterable[Right]) -> Fact:
-    namespaces = {"system": world.system, "each": world.namespace, "": ""}
-    for verb, kind, whose, sub in rights:
-        if not world.api.may(verb, kind, namespaces[whose], sub):
-            where = (
-                f" in {namespaces[whose]}" if namespaces[whose] else " in all namespaces" * (whose == "each")
-            )
-            hint = kinds.missing_right(verb, kind, namespaces[whose], sub)
-            text = f"you may not {purpose}: no right to {verb} {kind.resource(sub)}{where}"
-            return failed(name, text, hint, _RIGHTS)
-    return ok(name, f"you may {purpose}")
 
 
 def leftovers(world: World) -> Iterator[Fact]:

@@ -36,6 +36,8 @@ class Kind:
 
 
 GATEWAY_GROUP = "gateway.networking.k8s.io"
+DEFINED_GROUPS = (GATEWAY_GROUP, GROUP)
+"""Of kinds that a cluster has only by definitions."""
 
 PODS = Kind("", "v1", "pods")
 NAMESPACES = Kind("", "v1", "namespaces")
@@ -58,13 +60,10 @@ ACCESS_REVIEWS = Kind("authorization.k8s.io", "v1", "selfsubjectaccessreviews")
 def missing_right(verb: str, kind: Kind, namespace: str, sub: str = "") -> str:
     """What gives a user the right that the API server said is missing."""
     what = f"--verb={verb} --resource={kind.resource(sub)}"
-    if namespace:
-        where = f" --namespace={namespace}"
-        return (
-            f"kubectl create role pilotfish-operator{where} {what} && kubectl create rolebinding "
-            f"pilotfish-operator{where} --role=pilotfish-operator --user=NAME  (kubectl auth whoami)"
-        )
+    # A name of its own: the roles that the user has already stay as they are.
+    name = "-".join(filter(None, ("pilotfish", verb, kind.plural, sub)))
+    scope, where = ("", f" --namespace={namespace}") if namespace else ("cluster", "")
     return (
-        f"kubectl create clusterrole pilotfish-operator {what} && kubectl create clusterrolebinding "
-        "pilotfish-operator --clusterrole=pilotfish-operator --user=NAME  (kubectl auth whoami)"
+        f"kubectl create {scope}role {name}{where} {what} && kubectl create {scope}rolebinding "
+        f"{name}{where} --{scope}role={name} --user=NAME  (kubectl auth whoami)"
     )

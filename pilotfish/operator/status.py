@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from mesh_api.names import ADMIN_PORT, INJECTED_LABEL
-from pilotfish.operator.api import Api
+from pilotfish.operator.api import Api, at_once
 from pilotfish.operator.errors import OperatorError
 from pilotfish.operator.kinds import PODS
 from pilotfish.operator.options import add_cluster_options, open_api, reporting
@@ -24,8 +23,6 @@ from pilotfish.operator.transport import Object
 
 NOT_CONNECTED = "not connected"
 _HEAD = ("NAMESPACE", "NAME", "VERSION", "CONFIGURATION", "CERTIFICATE", "CONTROL PLANE")
-_AT_ONCE = 8
-"""Sidecars that are asked at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +119,7 @@ def ask_sidecars(api: Api, rows: Sequence[Row]) -> list[Row]:
             return _with_reason(api, row)
         return row if row.certificate_seconds_left is not None else _with_certificate(api, row)
 
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        return list(threads.map(complete, rows))
+    return at_once(complete, rows)
 
 
 def _with_reason(api: Api, row: Row) -> Row:

@@ -110,7 +110,16 @@ class World:
 
     def routes(self, kind: Kind) -> list[Object]:
         """Or policies; none where the cluster does not have the kind."""
+        if not self.serves(kind):
+            return []
         return self._once(kind.plural, lambda: self.api.items(kind, self.namespace))
+
+    def serves(self, kind: Kind) -> bool:
+        """Whether the cluster has the kind. Asked before a list, whose refusal would come first."""
+        if kind.group not in kinds.DEFINED_GROUPS:
+            return True
+        known = self.group(kind.group, kind.version) or {}
+        return kind.plural in (item["name"] for item in known.get("resources") or ())
 
     def definition(self, name: str) -> Object | None:
         return self._once(name, lambda: self.api.get(kinds.DEFINITIONS, "", name))

@@ -147,9 +147,9 @@ def test_a_right_that_is_missing_is_named_once_with_the_command_that_gives_it(
         assert [(fact["text"], fact["hint"]) for fact in found if fact["state"] == "failed"] == [
             (
                 "you may not list pods: as the test wants it",
-                "kubectl create clusterrole pilotfish-operator --verb=list --resource=pods && kubectl create "
-                "clusterrolebinding pilotfish-operator --clusterrole=pilotfish-operator --user=NAME  "
-                "(kubectl auth whoami)",
+                "kubectl create clusterrole pilotfish-list-pods --verb=list --resource=pods && "
+                "kubectl create clusterrolebinding pilotfish-list-pods --clusterrole=pilotfish-list-pods "
+                "--user=NAME  (kubectl auth whoami)",
             )
         ]
         assert found[-1]["name"] == "policies"

@@ -231,7 +231,7 @@ def test_json_is_what_the_sidecar_says(mesh: Mesh, capsys: Output) -> None:
         (
             "a.b",
             "you may not get pods in namespace b",
-            "kubectl create role pilotfish-operator --namespace=b",
+            "kubectl create role pilotfish-get-pods --namespace=b",
         ),
     ],
 )

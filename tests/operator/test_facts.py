@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from pilotfish.operator import cluster_facts, control_plane_facts, injection_facts, route_facts, sidecar_facts
+from pilotfish.operator import (
+    cluster_facts,
+    control_plane_facts,
+    injection_facts,
+    rights_facts,
+    route_facts,
+    sidecar_facts,
+)
 from pilotfish.operator.api import Api
 from pilotfish.operator.check import Look, look
 from pilotfish.operator.kubeconfig import load_context
@@ -149,13 +156,13 @@ def set_document(path: str, body: Object) -> Change:
             "warning Gateway API v1.1.0 is older than 1.2",
         ),
         (
-            cluster_facts.reading_rights,
+            rights_facts.reading,
             lambda api: api.denied.add(("get", "pods/proxy")),
             "failed you may not read what this command looks at: "
-            "no right to get pods/proxy in all namespaces",
+            f"no right to get pods/proxy in all namespaces, get pods/proxy in {SYSTEM}",
         ),
         (
-            cluster_facts.installing_rights,
+            rights_facts.installing,
             lambda api: api.denied.add(("create", "deployments")),
             f"failed you may not install the mesh: no right to create deployments.apps in {SYSTEM}",
         ),

@@ -85,7 +85,7 @@ class KubeApi:
         """Watches, by the generation that `drop_watches` ends."""
         self.port = 0
         self.max_page = 500
-        self._moods: list[Mood] = []
+        self.moods: list[Mood] = []
         self._version = 100
         self._oldest = 0
         self._history: list[tuple[int, str, str, Object]] = []
@@ -141,7 +141,7 @@ class KubeApi:
             return request.path.endswith(path) and watch in (None, "watch" in request.query)
 
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        self._moods.append(Mood(status, matches, times, named))
+        self.moods.append(Mood(status, matches, times, named))
 
     def seen(self, method: str, path: str) -> list[web.Request]:
         return [r for r in self.requests if r.method == method and r.path.endswith(path)]
@@ -207,7 +207,7 @@ class KubeApi:
             await self._gone.wait()
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return _status(401, "Unauthorized", "no valid token")
-        for mood in self._moods:
+        for mood in self.moods:
             if mood.times and mood.matches(request):
                 mood.times -= 1
                 return _status(mood.status, _reason(mood.status), "as the test wants it", mood.headers)

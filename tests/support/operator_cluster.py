@@ -51,7 +51,7 @@ class Served:
 
         async def changed() -> None:
             api = self._api
-            for state in (api.objects, api.documents, api.denied, api.proxies, api.silent):
+            for state in (api.objects, api.documents, api.denied, api.proxies, api.silent, api.moods):
                 state.clear()
             install(self._api)
             change(self._api)
@@ -178,6 +178,7 @@ def install(api: KubeApi) -> None:
     api.documents["/version"] = {"gitVersion": "v1.33.1"}
     resources = [{"name": "httproutes"}, {"name": "grpcroutes"}, {"name": "tcproutes"}]
     api.documents["/apis/gateway.networking.k8s.io/v1"] = {"resources": resources}
+    api.documents["/apis/mesh.pilotfish.dev/v1alpha1"] = {"resources": [{"name": "trafficpolicies"}]}
     api.put(*_cluster(), *_control_plane(), route("r", Accepted="True", ResolvedRefs="True"))
     api.put(policy("p", "True"))
     for replica, name in zip(REPLICAS, ("users-1", "users-2"), strict=True):

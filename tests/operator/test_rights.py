@@ -1,0 +1,117 @@
+"""The rights that the operator's commands need: what the manifests say, what `check` looks for, and what is
+asked of an API server are the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pilotfish.cli import run as pilotfish
+from pilotfish.operator import rights_facts, route_facts
+from pilotfish.operator.api import Api
+from pilotfish.operator.check import Look, look
+from pilotfish.operator.facts import Fact
+from pilotfish.operator.kubeconfig import load_context
+from pilotfish.operator.rights_facts import READING
+from pilotfish.operator.world import World
+from tests.support.kube_api import KubeApi
+from tests.support.manifests import ROOT, documents
+from tests.support.operator_cluster import SYSTEM, Served, install
+from tests.support.rights import Right, asked, granted
+
+COMMANDS = (["check"], ["check", "--pre"], ["status"], ["proxy-config", "users-1.shop", "certs"])
+ROLE = documents((ROOT / "deploy/k8s/operator/clusterrole.yaml").read_text())
+NOT_OF_CHECK = {
+    ("", "", "get", "pods"),  # proxy-config
+    ("", "", "list", "nodes"),  # without it one fact is less
+}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with Served(tmp_path_factory.mktemp("cluster")) as served:
+        yield served
+
+
+def test_the_commands_have_the_rights_that_they_use_and_no_others(tmp_path: Path) -> None:
+    used: set[Right] = set()
+
+    async def main() -> None:
+        async with asyncio.timeout(30), KubeApi(tmp_path) as api:
+            install(api)
+            kubeconfig = f"--kubeconfig={api.kubeconfig()}"
+            for command in (
+                ["check"],
+                ["check", "--pre"],
+                ["status"],
+                ["proxy-config", "users-1.shop", "certs"],
+            ):
+                await asyncio.to_thread(pilotfish, [*command, kubeconfig])
+            rights = granted(ROLE)
+            for request in api.requests:
+                found = asked(request)
+                if found is None or request.method == "POST":
+                    continue  # reviews and dry runs
+                right, name = found
+                assert right in rights, f"{request.method} {request.path} is not allowed"
+                names = rights[right]
+                assert names is None or name in names, f"{request.method} {request.path} is not allowed"
+                used.add(right)
+
+    asyncio.run(main())
+    assert used == set(granted(ROLE))
+
+
+def test_check_looks_for_the_rights_of_the_role() -> None:
+    looked_for = {
+        ("", right.kind.group, right.verb, "/".join(filter(None, (right.kind.plural, right.sub))))
+        for right in READING
+    }
+    assert looked_for == set(granted(ROLE)) - NOT_OF_CHECK
+
+
+def facts_of(served: Served, one: Look, *denied: tuple[str, str]) -> list[Fact]:
+    served.reset(lambda api: api.denied.update(denied))
+    with Api(load_context({}, served.directory, file=served.kubeconfig)) as api:
+        return [finding.fact for finding in look(World(api, SYSTEM), {"": (one,)})]
+
+
+def test_one_missing_right_comes_with_the_command_that_gives_it(served: Served) -> None:
+    [fact] = facts_of(served, rights_facts.reading, ("list", "endpointslices"))
+    assert fact.text == (
+        "you may not read what this command looks at: "
+        f"no right to list endpointslices.discovery.k8s.io in {SYSTEM}"
+    )
+    assert fact.hint == (
+        f"kubectl create role pilotfish-list-endpointslices --namespace={SYSTEM} --verb=list "
+        "--resource=endpointslices.discovery.k8s.io && "
+        f"kubectl create rolebinding pilotfish-list-endpointslices --namespace={SYSTEM} "
+        "--role=pilotfish-list-endpointslices --user=NAME  (kubectl auth whoami)"
+    )
+
+
+def test_several_missing_rights_come_with_the_role_that_has_them_all(served: Served) -> None:
+    [fact] = facts_of(served, rights_facts.reading, ("list", "pods"), ("list", "namespaces"))
+    assert fact.text.endswith(": no right to list pods in all namespaces, list namespaces")
+    assert fact.hint.startswith("kubectl apply -f deploy/k8s/operator/clusterrole.yaml && ")
+
+
+def test_a_kind_that_the_cluster_does_not_have_is_neither_a_right_nor_asked_for(served: Served) -> None:
+    """kubectl would refuse to make a role with it, and the API server would refuse a list of it with 403."""
+
+    def change(api: KubeApi) -> None:
+        resources = [{"name": "httproutes"}, {"name": "grpcroutes"}]
+        api.documents["/apis/gateway.networking.k8s.io/v1"] = {"resources": resources}
+        api.denied.add(("list", "tcproutes"))
+        api.answer(403, path="/tcproutes")
+
+    served.reset(change)
+    with Api(load_context({}, served.directory, file=served.kubeconfig)) as api:
+        found = look(World(api, SYSTEM), {"": (rights_facts.reading, route_facts.routes)})
+    assert [(finding.fact.name, finding.fact.state.value) for finding in found] == [
+        ("rights", "ok"),
+        ("routes", "ok"),
+    ]
