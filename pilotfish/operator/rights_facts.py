@@ -57,16 +57,26 @@ READING = (
     Right("list", kinds.TCP_ROUTES, "each"),
     Right("list", kinds.TRAFFIC_POLICIES, "each"),
 )
-INSTALLING = (
-    Right("create", kinds.NAMESPACES),
-    Right("create", kinds.DEFINITIONS),
-    Right("create", kinds.CLUSTER_ROLES),
-    Right("create", kinds.CLUSTER_ROLE_BINDINGS),
-    Right("create", kinds.WEBHOOKS),
-    Right("create", kinds.SERVICE_ACCOUNTS, "system"),
-    Right("create", kinds.SERVICES, "system"),
-    Right("create", kinds.DEPLOYMENTS, "system"),
+_INSTALLED = (
+    (kinds.NAMESPACES, ""),
+    (kinds.DEFINITIONS, ""),
+    (kinds.CLUSTER_ROLES, ""),
+    (kinds.CLUSTER_ROLE_BINDINGS, ""),
+    (kinds.WEBHOOKS, ""),
+    (kinds.SERVICE_ACCOUNTS, "system"),
+    (kinds.ROLES, "system"),
+    (kinds.ROLE_BINDINGS, "system"),
+    (kinds.SERVICES, "system"),
+    (kinds.DEPLOYMENTS, "system"),
+    (kinds.DISRUPTION_BUDGETS, "system"),
+    (kinds.AUTOSCALERS, "system"),
+    (kinds.NETWORK_POLICIES, "system"),
 )
+"""The kinds of `deploy/k8s/base`."""
+INSTALLING = tuple(
+    Right(verb, kind, namespaces) for kind, namespaces in _INSTALLED for verb in ("get", "create", "patch")
+)
+"""What `kubectl apply` does: it looks, makes what is not there, and changes what is."""
 
 
 def reading(world: World) -> Iterator[Fact]:

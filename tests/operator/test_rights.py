@@ -15,9 +15,9 @@ from pilotfish.operator.api import Api
 from pilotfish.operator.check import Look, look
 from pilotfish.operator.facts import Fact
 from pilotfish.operator.kubeconfig import load_context
-from pilotfish.operator.rights_facts import READING
+from pilotfish.operator.rights_facts import INSTALLING, READING
 from pilotfish.operator.world import World
-from tests.support.kube_api import KubeApi
+from tests.support.kube_api import PLURALS, KubeApi
 from tests.support.manifests import ROOT, documents
 from tests.support.operator_cluster import SYSTEM, Served, install
 from tests.support.rights import Right, asked, granted
@@ -71,6 +71,19 @@ def test_check_looks_for_the_rights_of_the_role() -> None:
         for right in READING
     }
     assert looked_for == set(granted(ROLE)) - NOT_OF_CHECK
+
+
+def test_check_looks_for_the_rights_that_an_installation_needs() -> None:
+    files = [path for path in (ROOT / "deploy/k8s/base").rglob("*.yaml") if path.stem != "kustomization"]
+    kinds = {
+        (item["metadata"].get("namespace", ""), item["apiVersion"].rpartition("/")[0], PLURALS[item["kind"]])
+        for path in files
+        for item in documents(path.read_text())
+    }
+    needed = {(*kind, verb) for kind in kinds for verb in ("get", "create", "patch")}
+    namespaces = {"system": SYSTEM, "": ""}
+    looked_for = {(namespaces[r.namespaces], r.kind.group, r.kind.plural, r.verb) for r in INSTALLING}
+    assert looked_for == needed
 
 
 def facts_of(served: Served, one: Look, *denied: tuple[str, str]) -> list[Fact]:
