@@ -90,6 +90,10 @@ class Api:
         status = self._checked(answer, "create", ACCESS_REVIEWS, "").get("status") or {}
         return bool(status.get("allowed"))
 
+    def dry_run(self, kind: Kind, namespace: str, item: Object) -> Answer:
+        """What the API server says to the creation of an object, which it then forgets. Raises ApiError."""
+        return self.ask("POST", kind.path(namespace), {"dryRun": "All"}, item)
+
     # --- pages of pods ---
 
     def page(self, namespace: str, pod: str, port: int, path: str) -> Answer:

@@ -34,7 +34,7 @@ CLUSTER: tuple[Look, ...] = (
 )
 BEFORE: dict[str, tuple[Look, ...]] = {
     "cluster": CLUSTER,
-    "you": (rights_facts.installing,),
+    "you": (rights_facts.installing, rights_facts.granting),
     "before installing": (cluster_facts.leftovers,),
 }
 AFTER: dict[str, tuple[Look, ...]] = {

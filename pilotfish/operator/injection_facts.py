@@ -81,7 +81,7 @@ def dry_run(world: World) -> Iterator[Fact]:
     if world.webhook is None or not world.labelled:
         return
     namespace = world.labelled[0]
-    answer = world.api.ask("POST", PODS.path(namespace), {"dryRun": "All"}, probe_pod())
+    answer = world.api.dry_run(PODS, namespace, probe_pod())
     yield dry_run_fact(namespace, answer)
 
 

@@ -1,7 +1,7 @@
 """Facts about the rights of the user: to read what `check` looks at, and to install.
 
 Called by `check`. What is needed is written down here, and held by tests against the manifests and against
-what the commands ask. Asks for reviews of rights, and for nothing that they are about.
+what the commands ask. Asks for reviews of rights, and for dry runs of roles.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from mesh_api.names import GROUP
 from pilotfish.operator import kinds
 from pilotfish.operator.api import at_once
-from pilotfish.operator.facts import Fact, failed, ok, some
+from pilotfish.operator.facts import Fact, failed, ok, some, warning
 from pilotfish.operator.kinds import Kind
+from pilotfish.operator.transport import Answer, Object
 from pilotfish.operator.world import World
 
 _RIGHTS = "docs/operations.md#rights"
+_ESCALATES = "attempting to grant RBAC permissions not currently held:"
+"""In the words of the API server; a line for each missing rule comes after it."""
 _INSTALLER = (
     "somebody with the role cluster-admin installs, or gives it to you: kubectl create clusterrolebinding "
     "pilotfish-installer --clusterrole=cluster-admin --user=NAME  (kubectl auth whoami)"
@@ -79,6 +83,32 @@ INSTALLING = tuple(
 """What `kubectl apply` does: it looks, makes what is not there, and changes what is."""
 
 
+def _rule(group: str, resources: str, verbs: str, *names: str) -> Object:
+    rule = {"apiGroups": [group], "resources": resources.split(), "verbs": verbs.split()}
+    return rule | ({"resourceNames": list(names)} if names else {})
+
+
+CLUSTER_RULES = (
+    _rule("", "services pods nodes serviceaccounts", "list watch"),
+    _rule("discovery.k8s.io", "endpointslices", "list watch"),
+    _rule(kinds.GATEWAY_GROUP, "httproutes grpcroutes tcproutes referencegrants", "list watch"),
+    _rule(kinds.GATEWAY_GROUP, "httproutes/status grpcroutes/status tcproutes/status", "patch"),
+    _rule(GROUP, "trafficpolicies", "list watch"),
+    _rule(GROUP, "trafficpolicies/status", "patch"),
+    _rule("", "namespaces", "get list watch"),
+    _rule("authentication.k8s.io", "tokenreviews", "create"),
+    _rule("admissionregistration.k8s.io", "mutatingwebhookconfigurations", "get patch", "pilotfish-injector"),
+)
+SYSTEM_RULES = (
+    _rule("", "secrets configmaps", "create"),
+    _rule("", "secrets", "get", "pilotfish-ca"),
+    _rule("", "configmaps", "get patch", "pilotfish-root"),
+    _rule("coordination.k8s.io", "leases", "create"),
+    _rule("coordination.k8s.io", "leases", "get update", "pilotfish-control-plane"),
+)
+"""What the roles of `deploy/k8s/base` give the control plane, in the cluster and in its own namespace."""
+
+
 def reading(world: World) -> Iterator[Fact]:
     missing = _missing(world, (right for right in READING if world.serves(right.kind)))
     if not missing:
@@ -107,6 +137,48 @@ def installing(world: World) -> Iterator[Fact]:
         _INSTALLER,
         _RIGHTS,
     )
+
+
+def granting(world: World) -> Iterator[Fact]:
+    """Nobody may give rights that he does not have himself (RBAC's prevention of escalation). The API server
+    alone knows: reviews also count rights that other authorizers than RBAC give."""
+    name = "grant-rights"
+    for rules, namespace in ((CLUSTER_RULES, ""), (SYSTEM_RULES, world.system)):
+        answer = _try_role(world, rules, namespace)
+        if namespace and answer.status == 404:
+            # The namespace is not there yet: nobody has rights in it alone.
+            answer = _try_role(world, rules, "")
+        message = str((answer.status_object() or {}).get("message") or answer.text())
+        _, escalates, lacking = message.partition(_ESCALATES)
+        if escalates:
+            rights = some([line.strip() for line in lacking.strip().splitlines()], 3)
+            text = f"you may not give the control plane rights that you lack yourself (dry run): {rights}"
+            yield failed(name, text, _INSTALLER, _RIGHTS)
+            return
+        if answer.status == 403 and "cannot create" in message:
+            return  # `installing` has said so
+        if answer.status != 201:
+            text = (
+                f"a dry run of the control plane's roles was answered with {answer.status}: {message[:500]}"
+            )
+            yield warning(name, text, "a policy of the cluster, perhaps: kubectl apply may fail too", _RIGHTS)
+            return
+    if world.api.may("escalate", kinds.CLUSTER_ROLES) and not world.api.may("bind", kinds.CLUSTER_ROLES):
+        text = "you may make any role (escalate), but bind none (bind) whose rights you lack yourself"
+        yield warning(name, text, _INSTALLER, _RIGHTS)
+        return
+    yield ok(name, "you may give the control plane its rights")
+
+
+def _try_role(world: World, rules: Iterable[Object], namespace: str) -> Answer:
+    kind, name = (kinds.ROLES, "Role") if namespace else (kinds.CLUSTER_ROLES, "ClusterRole")
+    role = {
+        "apiVersion": f"{kind.group}/{kind.version}",
+        "kind": name,
+        "metadata": {"generateName": "pilotfish-check-"},
+        "rules": list(rules),
+    }
+    return world.api.dry_run(kind, namespace, role)
 
 
 def _missing(world: World, rights: Iterable[Right]) -> list[Right]:

@@ -95,9 +95,10 @@ def test_before_installing_only_the_cluster_and_the_user_are_looked_at(
         assert capsys.readouterr().out.splitlines()[5:] == [
             "you",
             "  ✓ you may install the mesh",
+            "  ✓ you may give the control plane its rights",
             "before installing",
             "  ✓ nothing is left of another installation",
-            "0 failed, 0 to look at, 6 as they should be",
+            "0 failed, 0 to look at, 7 as they should be",
         ]
 
     in_cluster(tmp_path, scenario)

@@ -4,10 +4,11 @@ asked of an API server are the same."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from pilotfish.cli import run as pilotfish
 from pilotfish.operator import rights_facts, route_facts
@@ -15,9 +16,9 @@ from pilotfish.operator.api import Api
 from pilotfish.operator.check import Look, look
 from pilotfish.operator.facts import Fact
 from pilotfish.operator.kubeconfig import load_context
-from pilotfish.operator.rights_facts import INSTALLING, READING
+from pilotfish.operator.rights_facts import CLUSTER_RULES, INSTALLING, READING, SYSTEM_RULES
 from pilotfish.operator.world import World
-from tests.support.kube_api import PLURALS, KubeApi
+from tests.support.kube_api import PLURALS, KubeApi, Object
 from tests.support.manifests import ROOT, documents
 from tests.support.operator_cluster import SYSTEM, Served, install
 from tests.support.rights import Right, asked, granted
@@ -86,14 +87,24 @@ def test_check_looks_for_the_rights_that_an_installation_needs() -> None:
     assert looked_for == needed
 
 
-def facts_of(served: Served, one: Look, *denied: tuple[str, str]) -> list[Fact]:
-    served.reset(lambda api: api.denied.update(denied))
+def test_check_tries_the_roles_that_an_installation_makes() -> None:
+    found = documents((ROOT / "deploy/k8s/base/rbac.yaml").read_text())
+    rules = {item["kind"]: item["rules"] for item in found if "rules" in item}
+    assert rules == {"ClusterRole": list(CLUSTER_RULES), "Role": list(SYSTEM_RULES)}
+
+
+def facts_of(served: Served, one: Look, change: Callable[[KubeApi], object]) -> list[Fact]:
+    served.reset(change)
     with Api(load_context({}, served.directory, file=served.kubeconfig)) as api:
         return [finding.fact for finding in look(World(api, SYSTEM), {"": (one,)})]
 
 
+def denied(*rights: tuple[str, str]) -> Callable[[KubeApi], object]:
+    return lambda api: api.denied.update(rights)
+
+
 def test_one_missing_right_comes_with_the_command_that_gives_it(served: Served) -> None:
-    [fact] = facts_of(served, rights_facts.reading, ("list", "endpointslices"))
+    [fact] = facts_of(served, rights_facts.reading, denied(("list", "endpointslices")))
     assert fact.text == (
         "you may not read what this command looks at: "
         f"no right to list endpointslices.discovery.k8s.io in {SYSTEM}"
@@ -107,7 +118,7 @@ def test_one_missing_right_comes_with_the_command_that_gives_it(served: Served) 
 
 
 def test_several_missing_rights_come_with_the_role_that_has_them_all(served: Served) -> None:
-    [fact] = facts_of(served, rights_facts.reading, ("list", "pods"), ("list", "namespaces"))
+    [fact] = facts_of(served, rights_facts.reading, denied(("list", "pods"), ("list", "namespaces")))
     assert fact.text.endswith(": no right to list pods in all namespaces, list namespaces")
     assert fact.hint.startswith("kubectl apply -f deploy/k8s/operator/clusterrole.yaml && ")
 
@@ -128,3 +139,84 @@ def test_a_kind_that_the_cluster_does_not_have_is_neither_a_right_nor_asked_for(
         ("rights", "ok"),
         ("routes", "ok"),
     ]
+
+
+def test_every_right_that_an_installation_lacks_is_named(served: Served) -> None:
+    [fact] = facts_of(
+        served, rights_facts.installing, denied(("get", "networkpolicies"), ("patch", "clusterroles"))
+    )
+    assert fact.text == (
+        "you may not install the mesh: no right to patch clusterroles.rbac.authorization.k8s.io, "
+        f"get networkpolicies.networking.k8s.io in {SYSTEM}"
+    )
+    assert fact.hint.startswith("somebody with the role cluster-admin installs, or gives it to you: ")
+
+
+LACKING = """user "me" (groups=["ops"]) is attempting to grant RBAC permissions not currently held:
+{APIGroups:[""], Resources:["pods"], Verbs:["watch"]}
+{APIGroups:[""], Resources:["secrets"], Verbs:["create"]}"""
+
+
+def refusing(kind: str, message: str, status: int = 403) -> Callable[[KubeApi], object]:
+    """Dry runs of one kind of roles."""
+
+    def admit(item: Object) -> Object | web.Response:
+        if item["kind"] != kind:
+            return item
+        return web.json_response({"kind": "Status", "code": status, "message": message}, status=status)
+
+    return lambda api: setattr(api, "admit", admit)
+
+
+@pytest.mark.parametrize("kind", ["ClusterRole", "Role"])
+def test_nobody_can_give_rights_that_he_lacks(served: Served, kind: str) -> None:
+    message = f"{kind.lower()}s.rbac.authorization.k8s.io is forbidden: {LACKING}"
+    [fact] = facts_of(served, rights_facts.granting, refusing(kind, message))
+    assert (fact.state.value, fact.text) == (
+        "failed",
+        "you may not give the control plane rights that you lack yourself (dry run): "
+        '{APIGroups:[""], Resources:["pods"], Verbs:["watch"]}, '
+        '{APIGroups:[""], Resources:["secrets"], Verbs:["create"]}',
+    )
+
+
+def test_rights_in_a_namespace_that_is_not_there_are_tried_everywhere(served: Served) -> None:
+    tried: list[Object] = []
+
+    def change(api: KubeApi) -> None:
+        api.delete("Namespace", SYSTEM, "")
+        api.admit = lambda item: tried.append(item) or item
+
+    [fact] = facts_of(served, rights_facts.granting, change)
+    assert (fact.state.value, fact.text) == ("ok", "you may give the control plane its rights")
+    assert [(item["kind"], item["rules"]) for item in tried] == [
+        ("ClusterRole", list(CLUSTER_RULES)),
+        ("ClusterRole", list(SYSTEM_RULES)),
+    ]
+
+
+def test_whoever_may_make_any_role_may_still_not_bind_it(served: Served) -> None:
+    [fact] = facts_of(served, rights_facts.granting, denied(("bind", "clusterroles")))
+    assert (fact.state.value, fact.text) == (
+        "warning",
+        "you may make any role (escalate), but bind none (bind) whose rights you lack yourself",
+    )
+    [fact] = facts_of(
+        served, rights_facts.granting, denied(("bind", "clusterroles"), ("escalate", "clusterroles"))
+    )
+    assert fact.state.value == "ok"
+
+
+def test_roles_that_may_not_be_made_at_all_are_said_once(served: Served) -> None:
+    message = 'clusterroles is forbidden: User "me" cannot create resource "clusterroles"'
+    assert facts_of(served, rights_facts.granting, refusing("ClusterRole", message)) == []
+
+
+def test_what_else_the_cluster_says_to_roles_is_passed_on(served: Served) -> None:
+    message = 'admission webhook "policy" denied the request: no'
+    [fact] = facts_of(served, rights_facts.granting, refusing("Role", message, 400))
+    assert (fact.state.value, fact.text) == (
+        "warning",
+        "a dry run of the control plane's roles was answered with 400: "
+        'admission webhook "policy" denied the request: no',
+    )

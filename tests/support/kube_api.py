@@ -82,8 +82,8 @@ class KubeApi:
         """SelfSubjectAccessReview: verb and resource (`pods/proxy`) that the user lacks the right for."""
         self.proxies: dict[tuple[str, str], tuple[str, int]] = {}
         """Namespace and `POD:PORT` to where the pod's port really is; others cannot be reached."""
-        self.admit: Callable[[Object], Object | web.Response] = lambda pod: pod
-        """What becomes of a Pod that is created as a dry run."""
+        self.admit: Callable[[Object], Object | web.Response] = lambda item: item
+        """What becomes of an object that is created as a dry run."""
         self.delay = 0.0
         self.silent: set[str] = set()
         """Ends of paths that are answered only when the server goes."""
@@ -234,13 +234,19 @@ class KubeApi:
         if name:
             return await self._one(request, (plural, namespace, name), sub)
         if request.query.get("dryRun") == "All":
-            admitted = self.admit(await request.json())
-            return admitted if isinstance(admitted, web.Response) else web.json_response(admitted, status=201)
+            return self._dry_run(namespace, await request.json())
         if request.method == "POST":
             return self._create(plural, namespace, await request.json())
         if "watch" in request.query:
             return await self._watch(request, plural)
         return self._list(request, plural)
+
+    def _dry_run(self, namespace: str, item: Object) -> web.Response:
+        if namespace and ("namespaces", "", namespace) not in self.objects:
+            return _status(404, "NotFound", f'namespaces "{namespace}" not found')
+        item["metadata"] |= {"namespace": namespace} if namespace else {}
+        admitted = self.admit(item)
+        return admitted if isinstance(admitted, web.Response) else web.json_response(admitted, status=201)
 
     def _list(self, request: web.Request, plural: str) -> web.Response:
         version, start = self._version, 0

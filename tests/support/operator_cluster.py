@@ -193,10 +193,11 @@ def install(api: KubeApi) -> None:
     api.admit = injected
 
 
-def injected(pod: Object) -> Object:
-    """What the webhook makes of a pod, as far as anybody looks."""
-    made = copy.deepcopy(pod)
-    made["metadata"]["labels"] = {"mesh.pilotfish.dev/injected": "true"}
+def injected(item: Object) -> Object:
+    """What the webhook makes of a pod, as far as anybody looks; it is asked of pods alone."""
+    made = copy.deepcopy(item)
+    if made["kind"] == "Pod":
+        made["metadata"]["labels"] = {"mesh.pilotfish.dev/injected": "true"}
     return made
 
 
