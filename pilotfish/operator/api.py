@@ -51,7 +51,7 @@ class Api:
     def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """None: there is no such object. Raises ApiError."""
         answer = self.ask("GET", kind.path(namespace, name))
-        return None if answer.status == 404 else self._checked(answer, "get", kind, namespace)
+        return None if answer.status == 404 else self._checked(answer, "get", kind, namespace, of=name)
 
     def items(self, kind: Kind, namespace: str = "", selector: str = "") -> list[Object]:
         """All of one kind; empty where the cluster does not know the kind. Raises ApiError."""
@@ -112,14 +112,16 @@ class Api:
             raise ApiError(answer.status, f"{unreachable}: {_message(answer)}", _UNREACHED)
         return answer
 
-    def _checked(self, answer: Answer, verb: str, kind: Kind, namespace: str, sub: str = "") -> Object:
+    def _checked(
+        self, answer: Answer, verb: str, kind: Kind, namespace: str, sub: str = "", of: str = ""
+    ) -> Object:
         """The object of a successful answer. Raises ApiError."""
         where = f" in namespace {namespace}" if namespace else ""
         what = f"{verb} {kind.resource(sub)}{where}"
         if answer.status == 401:
             raise ApiError(401, f"the API server {self.server} does not know you", "log in again")
         if answer.status == 403:
-            hint = missing_right(verb, kind, namespace, sub)
+            hint = missing_right(verb, kind, namespace, sub, of)
             raise ApiError(403, f"you may not {what}: {_message(answer)}", hint)
         if answer.status >= 300:
             raise ApiError(answer.status, f"{what} was answered with {answer.status}: {_message(answer)}")

@@ -15,12 +15,13 @@ from pilotfish.operator import (
     cluster_facts,
     control_plane_facts,
     injection_facts,
+    network_facts,
     rights_facts,
     route_facts,
     sidecar_facts,
 )
 from pilotfish.operator.errors import ApiError, OperatorError
-from pilotfish.operator.facts import Fact, Finding, all_well, failed, json_of, text_of
+from pilotfish.operator.facts import Fact, Finding, all_well, failed, json_of, text_of, warning
 from pilotfish.operator.options import add_cluster_options, open_api, reporting
 from pilotfish.operator.world import World
 
@@ -30,6 +31,7 @@ CLUSTER: tuple[Look, ...] = (
     cluster_facts.kubernetes_version,
     cluster_facts.node_versions,
     cluster_facts.api_clock,
+    network_facts.plugin,
     cluster_facts.gateway_definitions,
 )
 BEFORE: dict[str, tuple[Look, ...]] = {
@@ -67,6 +69,11 @@ AFTER: dict[str, tuple[Look, ...]] = {
     "routes": (route_facts.routes,),
     "policies": (route_facts.policies,),
 }
+EXTRAS: dict[Look, str] = {
+    cluster_facts.node_versions: "versions of kubelets",
+    network_facts.plugin: "settings of the network plugin",
+}
+"""What is not known where a right is missing that is not everybody's to have. Nothing has failed then."""
 _INTERVAL = 2.0
 """Seconds between two looks of `--wait`."""
 
@@ -108,14 +115,16 @@ def look(world: World, sections: dict[str, tuple[Look, ...]]) -> list[Finding]:
                     findings.append(Finding(section, fact))
             except OperatorError as error:
                 if error.text not in unreadable:
-                    findings.append(Finding(section, _unreadable(error)))
+                    findings.append(Finding(section, _unreadable(error, EXTRAS.get(one, ""))))
                 unreadable.add(error.text)
                 if isinstance(error, ApiError) and error.status in (0, 401):
                     return findings
     return findings
 
 
-def _unreadable(error: OperatorError) -> Fact:
+def _unreadable(error: OperatorError, extra: str) -> Fact:
     denied = isinstance(error, ApiError) and error.status in (401, 403)
     page = "docs/operations.md#rights" if denied else "docs/troubleshooting.md#the-control-plane-is-not-ready"
+    if extra and isinstance(error, ApiError) and error.status == 403:
+        return warning("readable", f"{extra}: {error.text}", error.hint, page)
     return failed("readable", error.text, error.hint, page)

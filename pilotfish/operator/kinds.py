@@ -23,6 +23,8 @@ class Kind:
     """Empty for the core group."""
     version: str
     plural: str
+    by_name: bool = False
+    """Whether a right is given for one object: others of the kind are nobody's business."""
 
     def path(self, namespace: str = "", name: str = "", sub: str = "") -> str:
         base = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
@@ -36,12 +38,18 @@ class Kind:
 
 
 GATEWAY_GROUP = "gateway.networking.k8s.io"
-DEFINED_GROUPS = (GATEWAY_GROUP, GROUP)
+_CALICO_GROUPS = {"crd.projectcalico.org": "v1", "projectcalico.org": "v3"}
+"""With their versions: as Calico stores its objects, by default and by its native definitions."""
+DEFINED_GROUPS = (GATEWAY_GROUP, GROUP, *_CALICO_GROUPS)
 """Of kinds that a cluster has only by definitions."""
 
 PODS = Kind("", "v1", "pods")
 NAMESPACES = Kind("", "v1", "namespaces")
 NODES = Kind("", "v1", "nodes")
+CONFIG_MAPS = Kind("", "v1", "configmaps", by_name=True)
+FELIX_CONFIGURATIONS = tuple(
+    Kind(group, version, "felixconfigurations", by_name=True) for group, version in _CALICO_GROUPS.items()
+)
 SERVICES = Kind("", "v1", "services")
 SERVICE_ACCOUNTS = Kind("", "v1", "serviceaccounts")
 ENDPOINT_SLICES = Kind("discovery.k8s.io", "v1", "endpointslices")
@@ -62,9 +70,11 @@ TRAFFIC_POLICIES = Kind(GROUP, "v1alpha1", "trafficpolicies")
 ACCESS_REVIEWS = Kind("authorization.k8s.io", "v1", "selfsubjectaccessreviews")
 
 
-def missing_right(verb: str, kind: Kind, namespace: str, sub: str = "") -> str:
-    """What gives a user the right that the API server said is missing."""
+def missing_right(verb: str, kind: Kind, namespace: str, sub: str = "", of: str = "") -> str:
+    """What gives a user the right that the API server said is missing. `of`: what was asked for by name."""
     what = f"--verb={verb} --resource={kind.resource(sub)}"
+    if kind.by_name and of:
+        what += f" --resource-name={of}"
     # A name of its own: the roles that the user has already stay as they are.
     name = "-".join(filter(None, ("pilotfish", verb, kind.plural, sub)))
     scope, where = ("", f" --namespace={namespace}") if namespace else ("cluster", "")

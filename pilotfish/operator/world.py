@@ -82,11 +82,11 @@ class World:
 
     @property
     def deployment(self) -> Object | None:
-        return self._system(kinds.DEPLOYMENTS, "pilotfish-control-plane")
+        return self.one(kinds.DEPLOYMENTS, self.system, "pilotfish-control-plane")
 
     @property
     def webhook(self) -> Object | None:
-        return self._once("webhook", lambda: self.api.get(kinds.WEBHOOKS, "", "pilotfish-injector"))
+        return self.one(kinds.WEBHOOKS, "", "pilotfish-injector")
 
     @property
     def endpoint_slices(self) -> list[Object]:
@@ -106,7 +106,7 @@ class World:
         return [client for client in found if self.namespace in ("", client.namespace)]
 
     def service(self, name: str) -> Object | None:
-        return self._system(kinds.SERVICES, name)
+        return self.one(kinds.SERVICES, self.system, name)
 
     def routes(self, kind: Kind) -> list[Object]:
         """Or policies; none where the cluster does not have the kind."""
@@ -122,7 +122,10 @@ class World:
         return kind.plural in (item["name"] for item in known.get("resources") or ())
 
     def definition(self, name: str) -> Object | None:
-        return self._once(name, lambda: self.api.get(kinds.DEFINITIONS, "", name))
+        return self.one(kinds.DEFINITIONS, "", name)
+
+    def one(self, kind: Kind, namespace: str, name: str) -> Object | None:
+        return self._once(kind.path(namespace, name), lambda: self.api.get(kind, namespace, name))
 
     def group(self, group: str, version: str) -> Object | None:
         """What the API server has of a group; everybody may ask."""
@@ -131,9 +134,6 @@ class World:
 
     def _list(self, kind: Kind) -> list[Object]:
         return self._once(kind.plural, lambda: self.api.items(kind))
-
-    def _system(self, kind: Kind, name: str) -> Object | None:
-        return self._once(f"{kind.plural}/{name}", lambda: self.api.get(kind, self.system, name))
 
 
 def is_meshed(pod: Object) -> bool:

@@ -42,6 +42,7 @@ def test_a_healthy_mesh(tmp_path: Path, capsys: Output) -> None:
             "  ✓ Kubernetes v1.33.1 at https://127.0.0.1:PORT",
             "  ✓ nodes: 1, kubelet v1.33.1",
             "  ✓ this machine's clock agrees with the API server's",
+            "  ✓ no network plugin chooses pods before sidecars do (Cilium, Calico)",
             "  ✓ Gateway API v1.3.0: HTTPRoute, GRPCRoute, TCPRoute",
             "  ✓ definition trafficpolicies.mesh.pilotfish.dev is installed",
             "you",
@@ -79,7 +80,7 @@ def test_a_healthy_mesh(tmp_path: Path, capsys: Output) -> None:
             "  ✓ HTTPRoute: 1 accepted, and all that they name is there",
             "policies",
             "  ✓ TrafficPolicy: 1 accepted, and all that they name is there",
-            "0 failed, 0 to look at, 34 as they should be",
+            "0 failed, 0 to look at, 35 as they should be",
         ]
 
     in_cluster(tmp_path, scenario)
@@ -92,13 +93,13 @@ def test_before_installing_only_the_cluster_and_the_user_are_looked_at(
         api.delete("Deployment", "pilotfish-control-plane", SYSTEM)
         api.delete("MutatingWebhookConfiguration", "pilotfish-injector", "")
         assert await run("check", "--pre", "--kubeconfig", kubeconfig) == 0
-        assert capsys.readouterr().out.splitlines()[5:] == [
+        assert capsys.readouterr().out.splitlines()[6:] == [
             "you",
             "  ✓ you may install the mesh",
             "  ✓ you may give the control plane its rights",
             "before installing",
             "  ✓ nothing is left of another installation",
-            "0 failed, 0 to look at, 7 as they should be",
+            "0 failed, 0 to look at, 8 as they should be",
         ]
 
     in_cluster(tmp_path, scenario)

@@ -14,6 +14,7 @@ from pilotfish.operator import (
     cluster_facts,
     control_plane_facts,
     injection_facts,
+    network_facts,
     rights_facts,
     route_facts,
     sidecar_facts,
@@ -123,6 +124,30 @@ def set_document(path: str, body: Object) -> Change:
     return lambda api: api.documents.update({path: body})
 
 
+CILIUM: dict[str, Object] = {"/apis/cilium.io/v2": {"resources": [{"name": "ciliumendpoints"}]}}
+
+
+def cilium(**settings: str) -> Change:
+    """Cilium is the network plugin, with these settings."""
+
+    def change(api: KubeApi) -> None:
+        api.documents.update(CILIUM)
+        metadata = {"name": "cilium-config", "namespace": "kube-system"}
+        api.put({"kind": "ConfigMap", "metadata": metadata, "data": settings})
+
+    return change
+
+
+def calico(version: str, **spec: Any) -> Change:
+    """Calico is the network plugin, with its objects in this group, and these settings."""
+
+    def change(api: KubeApi) -> None:
+        api.documents[f"/apis/{version}"] = {"resources": [{"name": "felixconfigurations"}]}
+        api.put({"kind": "FelixConfiguration", "metadata": {"name": "default"}, "spec": spec})
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("one", "change", "expected"),
     [
@@ -134,7 +159,7 @@ def set_document(path: str, body: Object) -> Change:
         (
             cluster_facts.node_versions,
             lambda api: api.answer(403, path="/nodes"),
-            "warning versions of kubelets: you may not list nodes",
+            "warning versions of kubelets: you may not list nodes: as the test wants it",
         ),
         (
             cluster_facts.gateway_definitions,
@@ -165,6 +190,36 @@ def set_document(path: str, body: Object) -> Change:
             rights_facts.installing,
             lambda api: api.denied.add(("create", "deployments")),
             f"failed you may not install the mesh: no right to create deployments.apps in {SYSTEM}",
+        ),
+        (
+            network_facts.plugin,
+            cilium(**{"kube-proxy-replacement": "true", "bpf-lb-sock-hostns-only": "false"}),
+            "failed Cilium chooses pods before sidecars do (its bpf-lb-sock-hostns-only is not true): "
+            "routes, balancing and retries have no effect in captured pods",
+        ),
+        (
+            network_facts.plugin,
+            cilium(**{"kube-proxy-replacement": "false", "bpf-lb-sock": "true"}),
+            "failed Cilium chooses pods before sidecars do (its bpf-lb-sock-hostns-only is not true): "
+            "routes, balancing and retries have no effect in captured pods",
+        ),
+        (
+            network_facts.plugin,
+            lambda api: api.documents.update(CILIUM),
+            "warning settings of the network plugin: Cilium has no ConfigMap cilium-config in namespace "
+            "kube-system",
+        ),
+        (
+            network_facts.plugin,
+            calico("crd.projectcalico.org/v1", bpfEnabled=True),
+            "failed Calico chooses pods before sidecars do (bpfConnectTimeLoadBalancing: TCP): "
+            "routes, balancing and retries have no effect in captured pods",
+        ),
+        (
+            network_facts.plugin,
+            calico("projectcalico.org/v3", bpfEnabled=True, bpfConnectTimeLoadBalancing="Enabled"),
+            "failed Calico chooses pods before sidecars do (bpfConnectTimeLoadBalancing: Enabled): "
+            "routes, balancing and retries have no effect in captured pods",
         ),
         (
             cluster_facts.leftovers,
@@ -374,6 +429,60 @@ def set_document(path: str, body: Object) -> Change:
 )
 def test_what_is_wrong_is_said(facts_of: FactsOf, one: Look, change: Change, expected: str) -> None:
     assert facts_of(one, change) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            lambda api: None,
+            "no network plugin chooses pods before sidecars do (Cilium, Calico)",
+        ),
+        (
+            cilium(**{"kube-proxy-replacement": "false", "bpf-lb-sock": "false"}),
+            "Cilium leaves connections to pods (no socket load balancing)",
+        ),
+        (
+            cilium(**{"kube-proxy-replacement": "true", "bpf-lb-sock-hostns-only": "true"}),
+            "Cilium leaves connections to pods (bpf-lb-sock-hostns-only)",
+        ),
+        (
+            calico("crd.projectcalico.org/v1", bpfEnabled=False),
+            "Calico leaves connections to pods (no eBPF data plane)",
+        ),
+        (
+            calico("crd.projectcalico.org/v1", bpfEnabled=True, bpfConnectTimeLoadBalancing="Disabled"),
+            "Calico leaves connections to pods (bpfConnectTimeLoadBalancing: Disabled)",
+        ),
+        (
+            calico("crd.projectcalico.org/v1", bpfEnabled=True, bpfConnectTimeLoadBalancingEnabled=False),
+            "Calico leaves connections to pods (bpfConnectTimeLoadBalancing: Disabled)",
+        ),
+    ],
+)
+def test_a_network_plugin_that_leaves_connections_to_pods_is_said(
+    served: Served, change: Change, expected: str
+) -> None:
+    served.reset(change)
+    with Api(load_context({}, served.directory, file=served.kubeconfig)) as api:
+        [fact] = network_facts.plugin(World(api, SYSTEM))
+    assert (fact.state.value, fact.text) == ("ok", expected)
+
+
+def test_settings_of_the_network_plugin_that_may_not_be_read_are_no_failure(served: Served) -> None:
+    def change(api: KubeApi) -> None:
+        cilium()(api)
+        api.answer(403, path="/configmaps/cilium-config")
+
+    served.reset(change)
+    with Api(load_context({}, served.directory, file=served.kubeconfig)) as api:
+        [found] = look(World(api, SYSTEM), {"": (network_facts.plugin,)})
+    assert (found.fact.state.value, found.fact.text) == (
+        "warning",
+        "settings of the network plugin: you may not get configmaps in namespace kube-system: "
+        "as the test wants it",
+    )
+    assert " --resource=configmaps --resource-name=cilium-config && " in found.fact.hint
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ PLURALS = {
     "MutatingWebhookConfiguration": "mutatingwebhookconfigurations",
     "Deployment": "deployments",
     "CustomResourceDefinition": "customresourcedefinitions",
+    "FelixConfiguration": "felixconfigurations",
     "ClusterRole": "clusterroles",
     "ClusterRoleBinding": "clusterrolebindings",
     "Role": "roles",
