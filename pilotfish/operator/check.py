@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pilotfish.operator import (
     cluster_facts,
     control_plane_facts,
+    dry_run_facts,
     injection_facts,
     network_facts,
     rights_facts,
@@ -55,7 +56,7 @@ AFTER: dict[str, tuple[Look, ...]] = {
     "injection": (
         injection_facts.webhook,
         injection_facts.namespaces,
-        injection_facts.dry_run,
+        dry_run_facts.new_pods,
         injection_facts.missed_pods,
     ),
     "sidecars": (

@@ -63,11 +63,25 @@ class World:
     @property
     def labelled(self) -> list[str]:
         """Namespaces whose new pods get a sidecar, of those that are looked at."""
+        return [name for name in self._labelled if name not in self._never]
+
+    @property
+    def labelled_in_vain(self) -> list[str]:
+        return [name for name in self._labelled if name in self._never]
+
+    @property
+    def _never(self) -> tuple[str, str]:
+        """What the webhook itself needs to run, which its configuration leaves out whatever labels say."""
+        return self.system, "kube-system"
+
+    @property
+    def _labelled(self) -> list[str]:
         return [
             item["metadata"]["name"]
             for item in self.namespaces
             if (item["metadata"].get("labels") or {}).get(INJECT) == "enabled"
             and self.namespace in ("", item["metadata"]["name"])
+            and not item["metadata"].get("deletionTimestamp")
         ]
 
     @property

@@ -168,7 +168,7 @@ def test_without_a_control_plane_everything_else_is_still_said(tmp_path: Path, c
         assert [fact["text"] for fact in facts if fact["state"] == "failed"] == [
             f"no control plane runs in namespace {SYSTEM}"
         ]
-        assert {"webhook", "webhook-works", "rules", "sidecars-ready", "routes"} <= {f["name"] for f in facts}
+        assert {"webhook", "new-pods", "rules", "sidecars-ready", "routes"} <= {f["name"] for f in facts}
 
     in_cluster(tmp_path, scenario)
 

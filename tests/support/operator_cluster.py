@@ -139,6 +139,14 @@ def plain(name: str, namespace: str = "shop", **labels: str) -> Object:
     return {"kind": "Pod", "metadata": metadata, "spec": spec, "status": {"phase": "Running"}}
 
 
+def labelled(name: str) -> Object:
+    """A namespace whose new pods get sidecars."""
+    return {
+        "kind": "Namespace",
+        "metadata": {"name": name, "labels": {"mesh.pilotfish.dev/inject": "enabled"}},
+    }
+
+
 def show_page(api: KubeApi, replica: str, body: Object) -> None:
     """What the status page of a replica says."""
     api.documents[f"/api/v1/namespaces/{SYSTEM}/pods/{replica}:15014/proxy/status.json"] = body
@@ -209,10 +217,7 @@ def _cluster() -> list[Object]:
         {"kind": "CustomResourceDefinition", "metadata": definition},
         {"kind": "CustomResourceDefinition", "metadata": {"name": "trafficpolicies.mesh.pilotfish.dev"}},
         {"kind": "Node", "metadata": {"name": "node-1"}, "status": info},
-        {
-            "kind": "Namespace",
-            "metadata": {"name": "shop", "labels": {"mesh.pilotfish.dev/inject": "enabled"}},
-        },
+        labelled("shop"),
         {"kind": "Namespace", "metadata": {"name": SYSTEM}},
     ]
 
