@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 from aiohttp import web
 
 from control_plane.injector.patch import inject
 from control_plane.injector.sidecar_container import InjectionSettings
-from pilotfish.operator.api import Api
-from pilotfish.operator.check import look
 from pilotfish.operator.dry_run_facts import MOST, new_pods, probe_pod
 from pilotfish.operator.facts import Fact
-from pilotfish.operator.kubeconfig import load_context
-from pilotfish.operator.world import World
 from tests.support.kube_api import KubeApi, Object
-from tests.support.operator_cluster import SYSTEM, Served, injected, labelled
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with Served(tmp_path_factory.mktemp("cluster")) as served:
-        yield served
-
-
-def facts_of(served: Served, change: Callable[[KubeApi], object]) -> list[Fact]:
-    served.reset(change)
-    with Api(load_context({}, served.directory, file=served.kubeconfig)) as api:
-        return [finding.fact for finding in look(World(api, SYSTEM), {"": (new_pods,)})]
+from tests.support.operator_cluster import injected, labelled
+from tests.support.served_cluster import Served
 
 
 def lines(facts: list[Fact]) -> list[str]:
@@ -125,12 +110,12 @@ OURS = 'webhook "inject.mesh.pilotfish.dev"'
 def test_a_refusal_says_what_it_means(
     served: Served, status: int, message: str, expected: str, hint: str
 ) -> None:
-    [fact] = facts_of(served, lambda api: setattr(api, "admit", refusing({"shop": message}, status)))
+    [fact] = served.facts(new_pods, lambda api: setattr(api, "admit", refusing({"shop": message}, status)))
     assert (f"{fact.state.value} {fact.text}", fact.hint) == (expected, hint)
 
 
 def test_a_pod_that_the_webhook_missed_has_no_sidecar(served: Served) -> None:
-    assert lines(facts_of(served, lambda api: setattr(api, "admit", lambda pod: pod))) == [
+    assert lines(served.facts(new_pods, lambda api: setattr(api, "admit", lambda pod: pod))) == [
         "failed a new pod in namespace shop would get no sidecar (dry run): the webhook did not answer"
     ]
 
@@ -143,7 +128,7 @@ def test_every_labelled_namespace_is_tried_and_like_answers_make_one_line(served
         api.put(*map(labelled, ("auth", "bank", "cart", "kube-system")))
         api.admit = refusing({"bank": security, "cart": security, "shop": quota})
 
-    assert lines(facts_of(served, change)) == [
+    assert lines(served.facts(new_pods, change)) == [
         "ok a new pod in namespace auth would get its sidecar (dry run)",
         f"failed a pod with a sidecar is refused in namespaces bank, cart (bank: {security})",
         f"warning no room for another pod with a sidecar in namespace shop: {quota}",
@@ -158,7 +143,7 @@ def test_so_many_namespaces_are_tried_and_the_line_says_of_how_many(served: Serv
         api.put(*(labelled(f"team-{number:02}") for number in range(MOST + 3)))
         api.admit = lambda pod: tried.add(pod["metadata"]["namespace"]) or injected(pod)
 
-    assert lines(facts_of(served, change)) == [
+    assert lines(served.facts(new_pods, change)) == [
         "ok a new pod in namespaces team-00, team-01, team-02, team-03, team-04 and 15 more would get its "
         "sidecar (dry run in 20 of 23 namespaces; -n tries another)"
     ]
@@ -168,7 +153,7 @@ def test_so_many_namespaces_are_tried_and_the_line_says_of_how_many(served: Serv
 def test_a_namespace_that_is_being_deleted_is_not_tried(served: Served) -> None:
     going = labelled("shop")
     going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-    assert facts_of(served, lambda api: api.put(going)) == []
+    assert served.facts(new_pods, lambda api: api.put(going)) == []
 
 
 def test_the_tried_pod_takes_no_more_than_its_sidecar() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,21 +13,17 @@ from pilotfish.operator import (
     cluster_facts,
     control_plane_facts,
     injection_facts,
-    network_facts,
     rights_facts,
     route_facts,
     sidecar_facts,
 )
-from pilotfish.operator.api import Api
-from pilotfish.operator.check import Look, look
-from pilotfish.operator.kubeconfig import load_context
+from pilotfish.operator.check import Look
 from pilotfish.operator.world import World
 from tests.support.kube_api import KubeApi, Object
 from tests.support.manifests import documents, manifest_files
 from tests.support.operator_cluster import (
     ROOT_PEM,
     SYSTEM,
-    Served,
     at,
     client,
     issued,
@@ -40,14 +36,9 @@ from tests.support.operator_cluster import (
     running,
     show_page,
 )
+from tests.support.served_cluster import Served
 
 Change = Callable[[KubeApi], object]
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with Served(tmp_path_factory.mktemp("cluster")) as served:
-        yield served
 
 
 FactsOf = Callable[[Look, Change], list[str]]
@@ -56,14 +47,9 @@ FactsOf = Callable[[Look, Change], list[str]]
 @pytest.fixture
 def facts_of(served: Served) -> FactsOf:
     """`state text` of the facts that are not well in a mesh that was healthy before a change."""
-
-    def read(one: Look, change: Change) -> list[str]:
-        served.reset(change)
-        with Api(load_context({}, served.directory, file=served.kubeconfig)) as api:
-            found = look(World(api, SYSTEM), {"": (one,)})
-        return [f"{f.fact.state.value} {f.fact.text}" for f in found if f.fact.state.value != "ok"]
-
-    return read
+    return lambda one, change: [
+        f"{fact.state.value} {fact.text}" for fact in served.facts(one, change) if fact.state.value != "ok"
+    ]
 
 
 def replaced(kind: str, name: str, namespace: str = SYSTEM, **parts: Any) -> Change:
@@ -114,30 +100,6 @@ def set_document(path: str, body: Object) -> Change:
     return lambda api: api.documents.update({path: body})
 
 
-CILIUM: dict[str, Object] = {"/apis/cilium.io/v2": {"resources": [{"name": "ciliumendpoints"}]}}
-
-
-def cilium(**settings: str) -> Change:
-    """Cilium is the network plugin, with these settings."""
-
-    def change(api: KubeApi) -> None:
-        api.documents.update(CILIUM)
-        metadata = {"name": "cilium-config", "namespace": "kube-system"}
-        api.put({"kind": "ConfigMap", "metadata": metadata, "data": settings})
-
-    return change
-
-
-def calico(version: str, **spec: Any) -> Change:
-    """Calico is the network plugin, with its objects in this group, and these settings."""
-
-    def change(api: KubeApi) -> None:
-        api.documents[f"/apis/{version}"] = {"resources": [{"name": "felixconfigurations"}]}
-        api.put({"kind": "FelixConfiguration", "metadata": {"name": "default"}, "spec": spec})
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("one", "change", "expected"),
     [
@@ -180,36 +142,6 @@ def calico(version: str, **spec: Any) -> Change:
             rights_facts.installing,
             lambda api: api.denied.add(("create", "deployments")),
             f"failed you may not install the mesh: no right to create deployments.apps in {SYSTEM}",
-        ),
-        (
-            network_facts.plugin,
-            cilium(**{"kube-proxy-replacement": "true", "bpf-lb-sock-hostns-only": "false"}),
-            "failed Cilium chooses pods before sidecars do (its bpf-lb-sock-hostns-only is not true): "
-            "routes, balancing and retries have no effect in captured pods",
-        ),
-        (
-            network_facts.plugin,
-            cilium(**{"kube-proxy-replacement": "false", "bpf-lb-sock": "true"}),
-            "failed Cilium chooses pods before sidecars do (its bpf-lb-sock-hostns-only is not true): "
-            "routes, balancing and retries have no effect in captured pods",
-        ),
-        (
-            network_facts.plugin,
-            lambda api: api.documents.update(CILIUM),
-            "warning settings of the network plugin: Cilium has no ConfigMap cilium-config in namespace "
-            "kube-system",
-        ),
-        (
-            network_facts.plugin,
-            calico("crd.projectcalico.org/v1", bpfEnabled=True),
-            "failed Calico chooses pods before sidecars do (bpfConnectTimeLoadBalancing: TCP): "
-            "routes, balancing and retries have no effect in captured pods",
-        ),
-        (
-            network_facts.plugin,
-            calico("projectcalico.org/v3", bpfEnabled=True, bpfConnectTimeLoadBalancing="Enabled"),
-            "failed Calico chooses pods before sidecars do (bpfConnectTimeLoadBalancing: Enabled): "
-            "routes, balancing and retries have no effect in captured pods",
         ),
         (
             cluster_facts.leftovers,
@@ -402,60 +334,6 @@ def calico(version: str, **spec: Any) -> Change:
 )
 def test_what_is_wrong_is_said(facts_of: FactsOf, one: Look, change: Change, expected: str) -> None:
     assert facts_of(one, change) == [expected]
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        (
-            lambda api: None,
-            "no network plugin chooses pods before sidecars do (Cilium, Calico)",
-        ),
-        (
-            cilium(**{"kube-proxy-replacement": "false", "bpf-lb-sock": "false"}),
-            "Cilium leaves connections to pods (no socket load balancing)",
-        ),
-        (
-            cilium(**{"kube-proxy-replacement": "true", "bpf-lb-sock-hostns-only": "true"}),
-            "Cilium leaves connections to pods (bpf-lb-sock-hostns-only)",
-        ),
-        (
-            calico("crd.projectcalico.org/v1", bpfEnabled=False),
-            "Calico leaves connections to pods (no eBPF data plane)",
-        ),
-        (
-            calico("crd.projectcalico.org/v1", bpfEnabled=True, bpfConnectTimeLoadBalancing="Disabled"),
-            "Calico leaves connections to pods (bpfConnectTimeLoadBalancing: Disabled)",
-        ),
-        (
-            calico("crd.projectcalico.org/v1", bpfEnabled=True, bpfConnectTimeLoadBalancingEnabled=False),
-            "Calico leaves connections to pods (bpfConnectTimeLoadBalancing: Disabled)",
-        ),
-    ],
-)
-def test_a_network_plugin_that_leaves_connections_to_pods_is_said(
-    served: Served, change: Change, expected: str
-) -> None:
-    served.reset(change)
-    with Api(load_context({}, served.directory, file=served.kubeconfig)) as api:
-        [fact] = network_facts.plugin(World(api, SYSTEM))
-    assert (fact.state.value, fact.text) == ("ok", expected)
-
-
-def test_settings_of_the_network_plugin_that_may_not_be_read_are_no_failure(served: Served) -> None:
-    def change(api: KubeApi) -> None:
-        cilium()(api)
-        api.answer(403, path="/configmaps/cilium-config")
-
-    served.reset(change)
-    with Api(load_context({}, served.directory, file=served.kubeconfig)) as api:
-        [found] = look(World(api, SYSTEM), {"": (network_facts.plugin,)})
-    assert (found.fact.state.value, found.fact.text) == (
-        "warning",
-        "settings of the network plugin: you may not get configmaps in namespace kube-system: "
-        "as the test wants it",
-    )
-    assert " --resource=configmaps --resource-name=cilium-config && " in found.fact.hint
 
 
 @pytest.mark.parametrize(

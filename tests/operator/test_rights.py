@@ -4,7 +4,7 @@ asked of an API server are the same."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,16 +12,12 @@ from aiohttp import web
 
 from pilotfish.cli import run as pilotfish
 from pilotfish.operator import rights_facts, route_facts
-from pilotfish.operator.api import Api
-from pilotfish.operator.check import Look, look
-from pilotfish.operator.facts import Fact
-from pilotfish.operator.kubeconfig import load_context
 from pilotfish.operator.rights_facts import CLUSTER_RULES, INSTALLING, READING, SYSTEM_RULES
-from pilotfish.operator.world import World
 from tests.support.kube_api import PLURALS, KubeApi, Object
 from tests.support.manifests import ROOT, documents
-from tests.support.operator_cluster import SYSTEM, Served, install
+from tests.support.operator_cluster import SYSTEM, install
 from tests.support.rights import Right, asked, granted
+from tests.support.served_cluster import Served
 
 COMMANDS = (["check"], ["check", "--pre"], ["status"], ["proxy-config", "users-1.shop", "certs"])
 ROLE = documents((ROOT / "deploy/k8s/operator/clusterrole.yaml").read_text())
@@ -33,12 +29,6 @@ NOT_OF_CHECK = {
     ("", "crd.projectcalico.org", "get", "felixconfigurations"),
     ("", "projectcalico.org", "get", "felixconfigurations"),
 }
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with Served(tmp_path_factory.mktemp("cluster")) as served:
-        yield served
 
 
 def test_the_commands_have_the_rights_that_they_use_and_no_others(tmp_path: Path) -> None:
@@ -95,18 +85,12 @@ def test_check_tries_the_roles_that_an_installation_makes() -> None:
     assert rules == {"ClusterRole": list(CLUSTER_RULES), "Role": list(SYSTEM_RULES)}
 
 
-def facts_of(served: Served, one: Look, change: Callable[[KubeApi], object]) -> list[Fact]:
-    served.reset(change)
-    with Api(load_context({}, served.directory, file=served.kubeconfig)) as api:
-        return [finding.fact for finding in look(World(api, SYSTEM), {"": (one,)})]
-
-
 def denied(*rights: tuple[str, str]) -> Callable[[KubeApi], object]:
     return lambda api: api.denied.update(rights)
 
 
 def test_one_missing_right_comes_with_the_command_that_gives_it(served: Served) -> None:
-    [fact] = facts_of(served, rights_facts.reading, denied(("list", "endpointslices")))
+    [fact] = served.facts(rights_facts.reading, denied(("list", "endpointslices")))
     assert fact.text == (
         "you may not read what this command looks at: "
         f"no right to list endpointslices.discovery.k8s.io in {SYSTEM}"
@@ -120,7 +104,7 @@ def test_one_missing_right_comes_with_the_command_that_gives_it(served: Served) 
 
 
 def test_several_missing_rights_come_with_the_role_that_has_them_all(served: Served) -> None:
-    [fact] = facts_of(served, rights_facts.reading, denied(("list", "pods"), ("list", "namespaces")))
+    [fact] = served.facts(rights_facts.reading, denied(("list", "pods"), ("list", "namespaces")))
     assert fact.text.endswith(": no right to list pods in all namespaces, list namespaces")
     assert fact.hint.startswith("kubectl apply -f deploy/k8s/operator/clusterrole.yaml && ")
 
@@ -134,18 +118,13 @@ def test_a_kind_that_the_cluster_does_not_have_is_neither_a_right_nor_asked_for(
         api.denied.add(("list", "tcproutes"))
         api.answer(403, path="/tcproutes")
 
-    served.reset(change)
-    with Api(load_context({}, served.directory, file=served.kubeconfig)) as api:
-        found = look(World(api, SYSTEM), {"": (rights_facts.reading, route_facts.routes)})
-    assert [(finding.fact.name, finding.fact.state.value) for finding in found] == [
-        ("rights", "ok"),
-        ("routes", "ok"),
-    ]
+    for one in (rights_facts.reading, route_facts.routes):
+        assert [fact.state.value for fact in served.facts(one, change)] == ["ok"]
 
 
 def test_every_right_that_an_installation_lacks_is_named(served: Served) -> None:
-    [fact] = facts_of(
-        served, rights_facts.installing, denied(("get", "networkpolicies"), ("patch", "clusterroles"))
+    [fact] = served.facts(
+        rights_facts.installing, denied(("get", "networkpolicies"), ("patch", "clusterroles"))
     )
     assert fact.text == (
         "you may not install the mesh: no right to patch clusterroles.rbac.authorization.k8s.io, "
@@ -173,7 +152,7 @@ def refusing(kind: str, message: str, status: int = 403) -> Callable[[KubeApi], 
 @pytest.mark.parametrize("kind", ["ClusterRole", "Role"])
 def test_nobody_can_give_rights_that_he_lacks(served: Served, kind: str) -> None:
     message = f"{kind.lower()}s.rbac.authorization.k8s.io is forbidden: {LACKING}"
-    [fact] = facts_of(served, rights_facts.granting, refusing(kind, message))
+    [fact] = served.facts(rights_facts.granting, refusing(kind, message))
     assert (fact.state.value, fact.text) == (
         "failed",
         "you may not give the control plane rights that you lack yourself (dry run): "
@@ -189,7 +168,7 @@ def test_rights_in_a_namespace_that_is_not_there_are_tried_everywhere(served: Se
         api.delete("Namespace", SYSTEM, "")
         api.admit = lambda item: tried.append(item) or item
 
-    [fact] = facts_of(served, rights_facts.granting, change)
+    [fact] = served.facts(rights_facts.granting, change)
     assert (fact.state.value, fact.text) == ("ok", "you may give the control plane its rights")
     assert [(item["kind"], item["rules"]) for item in tried] == [
         ("ClusterRole", list(CLUSTER_RULES)),
@@ -198,25 +177,25 @@ def test_rights_in_a_namespace_that_is_not_there_are_tried_everywhere(served: Se
 
 
 def test_whoever_may_make_any_role_may_still_not_bind_it(served: Served) -> None:
-    [fact] = facts_of(served, rights_facts.granting, denied(("bind", "clusterroles")))
+    [fact] = served.facts(rights_facts.granting, denied(("bind", "clusterroles")))
     assert (fact.state.value, fact.text) == (
         "warning",
         "you may make any role (escalate), but bind none (bind) whose rights you lack yourself",
     )
-    [fact] = facts_of(
-        served, rights_facts.granting, denied(("bind", "clusterroles"), ("escalate", "clusterroles"))
+    [fact] = served.facts(
+        rights_facts.granting, denied(("bind", "clusterroles"), ("escalate", "clusterroles"))
     )
     assert fact.state.value == "ok"
 
 
 def test_roles_that_may_not_be_made_at_all_are_said_once(served: Served) -> None:
     message = 'clusterroles is forbidden: User "me" cannot create resource "clusterroles"'
-    assert facts_of(served, rights_facts.granting, refusing("ClusterRole", message)) == []
+    assert served.facts(rights_facts.granting, refusing("ClusterRole", message)) == []
 
 
 def test_what_else_the_cluster_says_to_roles_is_passed_on(served: Served) -> None:
     message = 'admission webhook "policy" denied the request: no'
-    [fact] = facts_of(served, rights_facts.granting, refusing("Role", message, 400))
+    [fact] = served.facts(rights_facts.granting, refusing("Role", message, 400))
     assert (fact.state.value, fact.text) == (
         "warning",
         "a dry run of the control plane's roles was answered with 400: "

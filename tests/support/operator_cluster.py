@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import copy
-import threading
-from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -22,44 +18,6 @@ SYSTEM = "pilotfish-system"
 ROOT_PEM = make_ca("mesh").certificate.public_bytes(Encoding.PEM).decode()
 REPLICAS = ("cp-a", "cp-b")
 VERSION = version("pilotfish")
-
-
-class Served:
-    """The cluster behind an API server on a thread of its own, for tests that are not asynchronous."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.kubeconfig = directory / "kubeconfig"
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._api = KubeApi(directory)
-
-    def __enter__(self) -> Served:
-        self._thread.start()
-        self._await(self._api.__aenter__())
-        self._api.kubeconfig()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._await(self._api.__aexit__())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def reset(self, change: Callable[[KubeApi], object]) -> None:
-        """A healthy mesh again, then `change`."""
-
-        async def changed() -> None:
-            api = self._api
-            for state in (api.objects, api.documents, api.denied, api.proxies, api.silent, api.moods):
-                state.clear()
-            install(self._api)
-            change(self._api)
-
-        self._await(changed())
-
-    def _await(self, work: Coroutine[Any, Any, Any]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
 
 def at(**ahead: float) -> str:
