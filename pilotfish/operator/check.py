@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from pilotfish.operator import (
+    clock_facts,
     cluster_facts,
     control_plane_facts,
     dry_run_facts,
@@ -31,7 +32,8 @@ Look = Callable[[World], Iterator[Fact]]
 CLUSTER: tuple[Look, ...] = (
     cluster_facts.kubernetes_version,
     cluster_facts.node_versions,
-    cluster_facts.api_clock,
+    clock_facts.machine,
+    clock_facts.nodes,
     network_facts.plugin,
     cluster_facts.gateway_definitions,
 )
@@ -48,7 +50,7 @@ AFTER: dict[str, tuple[Look, ...]] = {
         control_plane_facts.services,
         control_plane_facts.replicas,
         control_plane_facts.one_version,
-        control_plane_facts.clocks,
+        clock_facts.control_plane,
         control_plane_facts.root,
         control_plane_facts.serving_certificates,
         control_plane_facts.configuration,
@@ -66,12 +68,14 @@ AFTER: dict[str, tuple[Look, ...]] = {
         sidecar_facts.identities,
         sidecar_facts.in_step,
         sidecar_facts.versions,
+        clock_facts.sidecars,
     ),
     "routes": (route_facts.routes,),
     "policies": (route_facts.policies,),
 }
 EXTRAS: dict[Look, str] = {
     cluster_facts.node_versions: "versions of kubelets",
+    clock_facts.nodes: "clocks of nodes",
     network_facts.plugin: "settings of the network plugin",
 }
 """What is not known where a right is missing that is not everybody's to have. Nothing has failed then."""

@@ -1,4 +1,4 @@
-"""Facts about the cluster itself: versions, clocks, definitions.
+"""Facts about the cluster itself: versions, definitions, and what is left of an earlier installation.
 
 Called by `check`, also before there is a mesh. Each function makes facts of what `World` reads.
 """
@@ -20,11 +20,7 @@ NATIVE_SIDECARS = (1, 29)
 """First version of Kubernetes whose init containers may run on (SidecarContainers, on by default)."""
 OWN_DEFINITIONS: tuple[str, ...] = (f"trafficpolicies.{GROUP}",)
 """CustomResourceDefinitions of `deploy/k8s`."""
-CLOCK_WARNING = 5.0
-CLOCK_FAILURE = 60.0
-"""Seconds. Certificates are valid from a minute before they were signed."""
 _NEEDS = "docs/kubernetes.md#what-it-needs"
-_CLOCKS = "docs/troubleshooting.md#clocks"
 
 
 def kubernetes_version(world: World) -> Iterator[Fact]:
@@ -60,26 +56,6 @@ def node_versions(world: World) -> Iterator[Fact]:
     else:
         known = ", ".join(sorted(set(versions.values()))) or "none"
         yield ok("node-versions", f"nodes: {len(versions)}, kubelet {known}")
-
-
-def api_clock(world: World) -> Iterator[Fact]:
-    asked, answer = world.version
-    if answer.date is None:
-        yield warning("clock", "the API server does not tell its time", "", _CLOCKS)
-        return
-    # `Date` has whole seconds: half of one is as good a guess as any.
-    yield clock_fact("clock", "this machine's clock", asked - (answer.date + 0.5), "the API server's")
-
-
-def clock_fact(name: str, whose: str, ahead: float, reference: str) -> Fact:
-    """`ahead`: seconds by which it is before the reference; negative: behind."""
-    if abs(ahead) <= CLOCK_WARNING:
-        return ok(name, f"{whose} agrees with {reference}")
-    text = f"{whose} is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} {reference}"
-    make = failed if abs(ahead) > CLOCK_FAILURE else warning
-    return make(
-        name, text, "is NTP running there? Certificates and tokens are refused by wrong clocks", _CLOCKS
-    )
 
 
 def gateway_definitions(world: World) -> Iterator[Fact]:

@@ -6,12 +6,11 @@ Called by `check`. Each function makes facts of what `World` reads.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
 from importlib.metadata import version
 
-from pilotfish.operator.cluster_facts import clock_fact, version_of
+from pilotfish.operator.cluster_facts import version_of
 from pilotfish.operator.facts import Fact, failed, logs, ok, some, warning
-from pilotfish.operator.replicas import CONTROL_PLANE, Replica, parse_time
+from pilotfish.operator.replicas import CONTROL_PLANE, parse_time
 from pilotfish.operator.table import span
 from pilotfish.operator.transport import Object
 from pilotfish.operator.world import World
@@ -160,22 +159,6 @@ def serving_certificates(world: World) -> Iterator[Fact]:
                 make = failed if left <= 0 else warning
                 hint = f"it was not renewed: {logs(f'{world.system}/{replica.name}')}"
                 yield make("serving-certificate", text, hint, _CERTIFICATES)
-
-
-def clocks(world: World) -> Iterator[Fact]:
-    """Of the control plane's machines, by the time on its status pages."""
-    for replica in world.answering:
-        ahead = _ahead(replica)
-        if ahead is not None:
-            yield clock_fact("control-plane-clock", f"the clock of {replica.name}", ahead, "this machine's")
-
-
-def _ahead(replica: Replica) -> float | None:
-    told = replica.status.get("time")
-    if told is None or replica.asked_at is None:
-        return None
-    # Whole seconds: half of one is as good a guess as any.
-    return datetime.fromisoformat(told).timestamp() + 0.5 - replica.asked_at
 
 
 def configuration(world: World) -> Iterator[Fact]:

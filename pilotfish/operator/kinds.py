@@ -53,6 +53,7 @@ FELIX_CONFIGURATIONS = tuple(
 SERVICES = Kind("", "v1", "services")
 SERVICE_ACCOUNTS = Kind("", "v1", "serviceaccounts")
 ENDPOINT_SLICES = Kind("discovery.k8s.io", "v1", "endpointslices")
+LEASES = Kind("coordination.k8s.io", "v1", "leases")
 DEPLOYMENTS = Kind("apps", "v1", "deployments")
 WEBHOOKS = Kind("admissionregistration.k8s.io", "v1", "mutatingwebhookconfigurations")
 DEFINITIONS = Kind("apiextensions.k8s.io", "v1", "customresourcedefinitions")

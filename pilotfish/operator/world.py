@@ -57,6 +57,13 @@ class World:
         return self._list(kinds.NODES)
 
     @property
+    def node_leases(self) -> tuple[float, list[Object]]:
+        """Our time when they were there, and what kubelets write to show that they live."""
+        return self._once(
+            "leases", lambda: (self.api.items(kinds.LEASES, "kube-node-lease"), self.now())[::-1]
+        )
+
+    @property
     def namespaces(self) -> list[Object]:
         return self._list(kinds.NAMESPACES)
 

@@ -42,6 +42,7 @@ def test_a_healthy_mesh(tmp_path: Path, capsys: Output) -> None:
             "  ✓ Kubernetes v1.33.1 at https://127.0.0.1:PORT",
             "  ✓ nodes: 1, kubelet v1.33.1",
             "  ✓ this machine's clock agrees with the API server's",
+            "  ✓ clocks of nodes agree with the API server's, to a minute (nodes: 1)",
             "  ✓ no network plugin chooses pods before sidecars do (Cilium, Calico)",
             "  ✓ Gateway API v1.3.0: HTTPRoute, GRPCRoute, TCPRoute",
             "  ✓ definition trafficpolicies.mesh.pilotfish.dev is installed",
@@ -54,8 +55,8 @@ def test_a_healthy_mesh(tmp_path: Path, capsys: Output) -> None:
             f"  ✓ {SYSTEM}/cp-a answers, version {VERSION}",
             f"  ✓ {SYSTEM}/cp-b answers, version {VERSION}",
             f"  ✓ control plane {VERSION}, this command {VERSION}",
-            "  ✓ the clock of cp-a agrees with this machine's",
-            "  ✓ the clock of cp-b agrees with this machine's",
+            "  ✓ the clock of cp-a agrees with the API server's",
+            "  ✓ the clock of cp-b agrees with the API server's",
             "  ✓ the mesh's root ends in 3649 days",
             "  ✓ cp-a: the certificate of discovery ends in 23h",
             "  ✓ cp-a: the certificate of the webhook ends in 23h",
@@ -76,11 +77,12 @@ def test_a_healthy_mesh(tmp_path: Path, capsys: Output) -> None:
             "  ✓ certificates of sidecars last 23h at least",
             "  ✓ sidecars: 2 in step with their configuration",
             f"  ✓ versions of sidecars: 2 of {VERSION}",
+            "  ✓ clocks of sidecars agree with the API server's (asked: 2, one a node)",
             "routes",
             "  ✓ HTTPRoute: 1 accepted, and all that they name is there",
             "policies",
             "  ✓ TrafficPolicy: 1 accepted, and all that they name is there",
-            "0 failed, 0 to look at, 35 as they should be",
+            "0 failed, 0 to look at, 37 as they should be",
         ]
 
     in_cluster(tmp_path, scenario)
@@ -93,13 +95,13 @@ def test_before_installing_only_the_cluster_and_the_user_are_looked_at(
         api.delete("Deployment", "pilotfish-control-plane", SYSTEM)
         api.delete("MutatingWebhookConfiguration", "pilotfish-injector", "")
         assert await run("check", "--pre", "--kubeconfig", kubeconfig) == 0
-        assert capsys.readouterr().out.splitlines()[6:] == [
+        assert capsys.readouterr().out.splitlines()[7:] == [
             "you",
             "  ✓ you may install the mesh",
             "  ✓ you may give the control plane its rights",
             "before installing",
             "  ✓ nothing is left of another installation",
-            "0 failed, 0 to look at, 8 as they should be",
+            "0 failed, 0 to look at, 9 as they should be",
         ]
 
     in_cluster(tmp_path, scenario)

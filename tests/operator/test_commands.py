@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 
 from pilotfish.cli import run as pilotfish
+from pilotfish.operator import clock_facts
+from pilotfish.operator.api import Api
+from pilotfish.operator.kubeconfig import load_context
+from pilotfish.operator.world import World
 from tests.support.clients import fetch
 from tests.support.kube_api import KubeApi
 from tests.support.kubernetes import account, backend, endpoint_slice, route, service
@@ -77,6 +81,20 @@ def test_status_of_a_mesh_behind_an_api_server(mesh: Mesh, tmp_path: Path, capsy
             f"shop       shopper  {VERSION}    in step        23h left     cp-a",
             f"shop       users    {VERSION}    in step        23h left     cp-a",
             f"2 sidecars, 0 not in step; control plane {VERSION}, 1 replica",
+        ]
+
+    in_mesh(tmp_path, mesh, scenario)
+
+
+def test_sidecars_tell_their_clocks(mesh: Mesh, tmp_path: Path) -> None:
+    def found(kubeconfig: Path) -> list[str]:
+        with Api(load_context({}, tmp_path, file=kubeconfig)) as api:
+            return [fact.text for fact in clock_facts.sidecars(World(api, SYSTEM))]
+
+    async def scenario(api: KubeApi, _: str) -> None:
+        api.documents["/version"] = {"gitVersion": "v1.33.1"}
+        assert await asyncio.to_thread(found, api.kubeconfig()) == [
+            "clocks of sidecars agree with the API server's (asked: 2, one a node)"
         ]
 
     in_mesh(tmp_path, mesh, scenario)

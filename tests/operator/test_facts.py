@@ -370,20 +370,6 @@ def test_a_webhook_that_fails_everything_and_has_nobody_behind_it_stops_an_insta
 
 
 @pytest.mark.parametrize(
-    ("ahead", "expected"),
-    [
-        (0.0, "ok it agrees with that"),
-        (-5.0, "ok it agrees with that"),
-        (6.0, "warning it is 6 s ahead of that"),
-        (-61.0, "failed it is 61 s behind that"),
-    ],
-)
-def test_clocks_may_differ_a_little(ahead: float, expected: str) -> None:
-    fact = cluster_facts.clock_fact("clock", "it", ahead, "that")
-    assert f"{fact.state.value} {fact.text}" == expected
-
-
-@pytest.mark.parametrize(
     ("one", "other", "minors"),
     [("0.1.0", "0.1.7", 0), ("0.1.0", "0.2.0", 1), ("1.0.0", "0.9.0", 99), ("0.1.0", "unknown", 99)],
 )

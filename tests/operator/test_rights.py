@@ -25,6 +25,7 @@ NOT_OF_CHECK = {
     ("", "", "get", "pods"),  # proxy-config
     # Without these something is not known, and nothing fails:
     ("", "", "list", "nodes"),
+    ("", "coordination.k8s.io", "list", "leases"),
     ("", "", "get", "configmaps"),
     ("", "crd.projectcalico.org", "get", "felixconfigurations"),
     ("", "projectcalico.org", "get", "felixconfigurations"),

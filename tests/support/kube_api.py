@@ -85,6 +85,8 @@ class KubeApi:
         """Namespace and `POD:PORT` to where the pod's port really is; others cannot be reached."""
         self.admit: Callable[[Object], Object | web.Response] = lambda item: item
         """What becomes of an object that is created as a dry run."""
+        self.date: Callable[[], str] | None = None
+        """What documents are dated instead of with the time."""
         self.delay = 0.0
         self.silent: set[str] = set()
         """Ends of paths that are answered only when the server goes."""
@@ -224,7 +226,8 @@ class KubeApi:
         if request.path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":
             return self._access_review(await request.json())
         if request.path in self.documents:
-            return web.json_response(self.documents[request.path])
+            headers = {"Date": self.date()} if self.date else None
+            return web.json_response(self.documents[request.path], headers=headers)
         if request.path.startswith("/apis/") and request.path.count("/") < 4:
             return web.Response(status=404, text="404 page not found\n")
         version, plural, namespace, name, sub = _split(request.path)

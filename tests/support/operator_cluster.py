@@ -83,6 +83,7 @@ def running(name: str, namespace: str = "shop", *, ready: bool = True, **labels:
             "labels": {"mesh.pilotfish.dev/injected": "true", **labels},
         },
         "spec": {
+            "nodeName": f"node-{name[-1]}",
             "initContainers": [{"name": "pilotfish-init"}, {"name": "pilotfish-sidecar"}],
             "containers": [{"name": "app"}],
         },
@@ -95,6 +96,26 @@ def plain(name: str, namespace: str = "shop", **labels: str) -> Object:
     metadata = {"name": name, "namespace": namespace, "labels": labels}
     spec = {"containers": [{"name": "app"}]}
     return {"kind": "Pod", "metadata": metadata, "spec": spec, "status": {"phase": "Running"}}
+
+
+def lease(node: str, **ahead: float) -> Object:
+    """As a node renews it whose clock is ahead."""
+    metadata = {"name": node, "namespace": "kube-node-lease"}
+    return {
+        "kind": "Lease",
+        "metadata": metadata,
+        "spec": {"leaseDurationSeconds": 40, "renewTime": at(**ahead)},
+    }
+
+
+def show_certificate(api: KubeApi, pod: str, **ahead: float) -> None:
+    """What a sidecar says of its certificate, whose clock is ahead."""
+    left = timedelta(hours=12)
+    entry = {
+        "not_after": at(seconds=(left + timedelta(**ahead)).total_seconds()),
+        "seconds_left": left.total_seconds(),
+    }
+    api.documents[f"/api/v1/namespaces/shop/pods/{pod}:15000/proxy/certs"] = {"mesh": entry}
 
 
 def labelled(name: str) -> Object:
@@ -151,6 +172,7 @@ def install(api: KubeApi) -> None:
         host = f"10.0.0.{name[-1]}"
         api.put(plain(replica, SYSTEM, **{"app.kubernetes.io/name": "pilotfish-control-plane"}))
         api.put(running(name))
+        show_certificate(api, name)
         # Signed by the one, connected to the other.
         other = f"10.0.0.{3 - int(name[-1])}"
         show_page(
@@ -170,11 +192,15 @@ def injected(item: Object) -> Object:
 def _cluster() -> list[Object]:
     annotations = {"gateway.networking.k8s.io/bundle-version": "v1.3.0"}
     definition = {"name": "httproutes.gateway.networking.k8s.io", "annotations": annotations}
-    info = {"nodeInfo": {"kubeletVersion": "v1.33.1"}}
+    info = {
+        "nodeInfo": {"kubeletVersion": "v1.33.1"},
+        "conditions": [{"type": "Ready", "status": "True"}],
+    }
     return [
         {"kind": "CustomResourceDefinition", "metadata": definition},
         {"kind": "CustomResourceDefinition", "metadata": {"name": "trafficpolicies.mesh.pilotfish.dev"}},
         {"kind": "Node", "metadata": {"name": "node-1"}, "status": info},
+        lease("node-1"),
         labelled("shop"),
         {"kind": "Namespace", "metadata": {"name": SYSTEM}},
     ]

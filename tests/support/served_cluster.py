@@ -47,6 +47,7 @@ class Served:
             api = self._api
             for state in (api.objects, api.documents, api.denied, api.proxies, api.silent, api.moods):
                 state.clear()
+            api.date = None
             install(self._api)
             change(self._api)
 
