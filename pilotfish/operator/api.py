@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 from urllib.parse import quote
 
-from pilotfish.operator.errors import ApiError, TimedOut
+from pilotfish.operator.errors import OUT_OF_REACH_PAGE, RIGHTS_PAGE, ApiError, TimedOut
 from pilotfish.operator.kinds import ACCESS_REVIEWS, PODS, Kind, missing_right
 from pilotfish.operator.kubeconfig import Context
 from pilotfish.operator.transport import TIMEOUT, Answer, Object, Transport
@@ -21,11 +21,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _PAGE = 500
+DISCOVERY = "is the ClusterRole system:discovery bound to all users, as Kubernetes does it?"
+"""What gives the right to read what the API server says of itself."""
 _AT_ONCE = 8
 """Requests under way at the same time: enough for a distant API server, few enough for a busy one."""
-_UNREACHED = (
-    "is a NetworkPolicy or a firewall between them? docs/troubleshooting.md#the-api-server-cannot-reach-a-pod"
-)
+_BETWEEN = "is a NetworkPolicy or a firewall between them?"
 
 
 class Api:
@@ -71,11 +71,7 @@ class Api:
     def document(self, path: str) -> Object | None:
         """What is at a path that everybody may read, such as `/version`; None: nothing. Raises ApiError."""
         answer = self.ask("GET", path)
-        if answer.status == 404:
-            return None
-        if answer.status != 200:
-            raise ApiError(answer.status, f"{path} was answered with {answer.status}: {_message(answer)}")
-        return self._json(answer, path)
+        return None if answer.status == 404 else self.read(answer, f"get {path}", DISCOVERY)
 
     def may(self, verb: str, kind: Kind, namespace: str = "", sub: str = "") -> bool:
         """Whether the user has a right. Raises ApiError."""
@@ -104,12 +100,12 @@ class Api:
         except TimedOut as error:
             # The API server waits longer for a pod than we for the API server, which answers otherwise.
             silence = f"{unreachable}: silent for {self._transport.timeout:g} s"
-            raise ApiError(504, silence, _UNREACHED) from error
+            raise ApiError(504, silence, _BETWEEN, OUT_OF_REACH_PAGE) from error
         if answer.status in (401, 403, 404) and answer.status_object() is not None:
             self._checked(answer, "get", PODS, namespace, "proxy")
         unreached = answer.status_object() is not None or answer.text().startswith("error trying to reach")
         if answer.status >= 500 and unreached:
-            raise ApiError(answer.status, f"{unreachable}: {_message(answer)}", _UNREACHED)
+            raise ApiError(answer.status, f"{unreachable}: {_message(answer)}", _BETWEEN, OUT_OF_REACH_PAGE)
         return answer
 
     def _checked(
@@ -117,25 +113,25 @@ class Api:
     ) -> Object:
         """The object of a successful answer. Raises ApiError."""
         where = f" in namespace {namespace}" if namespace else ""
-        what = f"{verb} {kind.resource(sub)}{where}"
+        right = missing_right(verb, kind, namespace, sub, of)
+        return self.read(answer, f"{verb} {kind.resource(sub)}{where}", right)
+
+    def read(self, answer: Answer, what: str, right: str) -> Object:
+        """The object of a successful answer. `right`: what gives the right to `what`. Raises ApiError."""
         if answer.status == 401:
             raise ApiError(401, f"the API server {self.server} does not know you", "log in again")
         if answer.status == 403:
-            hint = missing_right(verb, kind, namespace, sub, of)
-            raise ApiError(403, f"you may not {what}: {_message(answer)}", hint)
+            raise ApiError(403, f"you may not {what}: {_message(answer)}", right, RIGHTS_PAGE)
         if answer.status >= 300:
-            raise ApiError(answer.status, f"{what} was answered with {answer.status}: {_message(answer)}")
-        return self._json(answer, what)
-
-    def _json(self, answer: Answer, what: str) -> Object:
+            text = f"{what} was answered with {answer.status}: {_message(answer)}"
+            raise ApiError(answer.status, text, "kubectl get --raw '/readyz?verbose' says what it lacks")
         try:
             found = json.loads(answer.body)
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise ApiError(
-                answer.status, f"the answer to {what} is no JSON object: is {self.server} an API server?"
-            )
+            text = f"the answer to {what} is no JSON object"
+            raise ApiError(answer.status, text, f"is {self.server} an API server?")
         return found
 
 

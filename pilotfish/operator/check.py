@@ -128,8 +128,6 @@ def look(world: World, sections: dict[str, tuple[Look, ...]]) -> list[Finding]:
 
 
 def _unreadable(error: OperatorError, extra: str) -> Fact:
-    denied = isinstance(error, ApiError) and error.status in (401, 403)
-    page = "docs/operations.md#rights" if denied else "docs/troubleshooting.md#the-control-plane-is-not-ready"
     if extra and isinstance(error, ApiError) and error.status == 403:
-        return warning("readable", f"{extra}: {error.text}", error.hint, page)
-    return failed("readable", error.text, error.hint, page)
+        return warning("readable", f"{extra}: {error.text}", error.hint, error.link)
+    return failed("readable", error.text, error.hint, error.link)

@@ -132,7 +132,7 @@ def sidecars(world: World) -> Iterator[Fact]:
             "sidecars-asked",
             f"{text} ({error.text})",
             error.hint,
-            "docs/troubleshooting.md#the-api-server-cannot-reach-a-pod",
+            error.link,
         )
 
 

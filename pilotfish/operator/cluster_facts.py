@@ -5,7 +5,6 @@ Called by `check`, also before there is a mesh. Each function makes facts of wha
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 
@@ -24,12 +23,8 @@ _NEEDS = "docs/kubernetes.md#what-it-needs"
 
 
 def kubernetes_version(world: World) -> Iterator[Fact]:
-    _, answer = world.version
-    if answer.status != 200:
-        raise ApiError(answer.status, f"/version was answered with {answer.status}: {answer.text()[:200]}")
-    about = json.loads(answer.body)
-    text, found = about.get("gitVersion", "?"), version_of(about.get("gitVersion", ""))
-    if found >= NATIVE_SIDECARS:
+    text = str(world.about.get("gitVersion", "?"))
+    if version_of(text) >= NATIVE_SIDECARS:
         yield ok("kubernetes-version", f"Kubernetes {text} at {world.api.server}")
         return
     yield failed(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 
 from pilotfish.operator.cluster_facts import version_of
+from pilotfish.operator.errors import NOT_READY_PAGE
 from pilotfish.operator.facts import Fact, failed, logs, ok, some, warning
 from pilotfish.operator.replicas import CONTROL_PLANE, parse_time
 from pilotfish.operator.table import span
@@ -21,7 +22,6 @@ ROOT_FAILURE_DAYS = 30
 SERVING_WARNING = 3600.0
 """Seconds; the control plane's own certificates are renewed at half of their life, which is a day."""
 _INSTALL = "docs/kubernetes.md#install"
-_TROUBLE = "docs/troubleshooting.md#the-control-plane-is-not-ready"
 _UPGRADE = "docs/upgrade.md#upgrade"
 _CERTIFICATES = "docs/troubleshooting.md#certificates"
 
@@ -41,12 +41,14 @@ def deployment(world: World) -> Iterator[Fact]:
     text = f"{ready} of {wanted} replicas of the control plane are ready"
     describe = f"kubectl -n {world.system} describe deployment {CONTROL_PLANE}"
     if ready == 0:
-        yield failed("control-plane", text, describe, _TROUBLE)
+        yield failed("control-plane", text, describe, NOT_READY_PAGE)
     elif ready < wanted or updated < wanted:
         being = f"; {updated} are of the newest generation" if updated < wanted else ""
-        yield warning("control-plane", text + being, describe, _TROUBLE)
+        yield warning("control-plane", text + being, describe, NOT_READY_PAGE)
     elif wanted < 2:
-        yield warning("control-plane", f"{text}: one alone is no reserve", "give it two replicas", _TROUBLE)
+        yield warning(
+            "control-plane", f"{text}: one alone is no reserve", "give it two replicas", NOT_READY_PAGE
+        )
     else:
         yield ok("control-plane", text)
 
@@ -70,7 +72,7 @@ def services(world: World) -> Iterator[Fact]:
                 "services",
                 f"Service {name} has no ready endpoints",
                 f"kubectl -n {world.system} get endpointslices -l kubernetes.io/service-name={name}",
-                _TROUBLE,
+                NOT_READY_PAGE,
             )
         else:
             yield ok("services", f"Service {name} has {ready[name]} ready endpoints")
@@ -85,10 +87,11 @@ def replicas(world: World) -> Iterator[Fact]:
     for replica in world.replicas:
         name = f"{world.system}/{replica.name}"
         if replica.error:
-            yield failed("status-page", f"{name}: {replica.error}", replica.hint, _TROUBLE)
+            error = replica.error
+            yield failed("status-page", f"{name}: {error.text}", error.hint, error.link)
         elif replica.status["not_ready"]:
             text = f"{name} is not ready: {replica.status['not_ready']}"
-            yield failed("status-page", text, logs(name), _TROUBLE)
+            yield failed("status-page", text, logs(name), NOT_READY_PAGE)
         else:
             yield ok("status-page", f"{name} answers, version {replica.version}")
 

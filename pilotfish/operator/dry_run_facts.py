@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from control_plane.injector.sidecar_container import InjectionSettings
 from mesh_api.names import GROUP, INJECTED_LABEL
 from pilotfish.operator.api import at_once
+from pilotfish.operator.errors import RIGHTS_PAGE
 from pilotfish.operator.facts import Fact, State, some
 from pilotfish.operator.kinds import PODS, missing_right
 from pilotfish.operator.transport import Answer, Object
@@ -90,7 +91,7 @@ DENIED = Verdict(
     State.WARNING,
     "whether new pods get sidecars was not tried in {where}: you may not create pods",
     missing_right("create", PODS, "{namespace}"),
-    "docs/operations.md#rights",
+    RIGHTS_PAGE,
 )
 OTHER = Verdict(
     State.WARNING,

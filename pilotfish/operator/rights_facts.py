@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from mesh_api.names import GROUP
 from pilotfish.operator import kinds
 from pilotfish.operator.api import at_once
+from pilotfish.operator.errors import RIGHTS_PAGE
 from pilotfish.operator.facts import Fact, failed, ok, some, warning
 from pilotfish.operator.kinds import Kind
 from pilotfish.operator.transport import Answer, Object
 from pilotfish.operator.world import World
 
-_RIGHTS = "docs/operations.md#rights"
 _ESCALATES = "attempting to grant RBAC permissions not currently held:"
 """In the words of the API server; a line for each missing rule comes after it."""
 _INSTALLER = (
@@ -122,7 +122,7 @@ def reading(world: World) -> Iterator[Fact]:
         if len(missing) == 1
         else "kubectl apply -f deploy/k8s/operator/clusterrole.yaml && kubectl create clusterrolebinding "
         "pilotfish-operator --clusterrole=pilotfish-operator --user=NAME  (kubectl auth whoami)",
-        _RIGHTS,
+        RIGHTS_PAGE,
     )
 
 
@@ -135,7 +135,7 @@ def installing(world: World) -> Iterator[Fact]:
         "install-rights",
         f"you may not install the mesh: no right to {_texts(world, missing)}",
         _INSTALLER,
-        _RIGHTS,
+        RIGHTS_PAGE,
     )
 
 
@@ -153,7 +153,7 @@ def granting(world: World) -> Iterator[Fact]:
         if escalates:
             rights = some([line.strip() for line in lacking.strip().splitlines()], 3)
             text = f"you may not give the control plane rights that you lack yourself (dry run): {rights}"
-            yield failed(name, text, _INSTALLER, _RIGHTS)
+            yield failed(name, text, _INSTALLER, RIGHTS_PAGE)
             return
         if answer.status == 403 and "cannot create" in message:
             return  # `installing` has said so
@@ -161,11 +161,13 @@ def granting(world: World) -> Iterator[Fact]:
             text = (
                 f"a dry run of the control plane's roles was answered with {answer.status}: {message[:500]}"
             )
-            yield warning(name, text, "a policy of the cluster, perhaps: kubectl apply may fail too", _RIGHTS)
+            yield warning(
+                name, text, "a policy of the cluster, perhaps: kubectl apply may fail too", RIGHTS_PAGE
+            )
             return
     if world.api.may("escalate", kinds.CLUSTER_ROLES) and not world.api.may("bind", kinds.CLUSTER_ROLES):
         text = "you may make any role (escalate), but bind none (bind) whose rights you lack yourself"
-        yield warning(name, text, _INSTALLER, _RIGHTS)
+        yield warning(name, text, _INSTALLER, RIGHTS_PAGE)
         return
     yield ok(name, "you may give the control plane its rights")
 

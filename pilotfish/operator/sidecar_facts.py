@@ -95,8 +95,8 @@ def connected(world: World) -> Iterator[Fact]:
     lost = {full_name(pod): "" for pod in running if tuple(full_name(pod).split("/")) not in known}
     silent = [replica.name for replica in world.replicas if replica.error]
     if lost and silent:
-        text = f"{_of(lost, running)} may be connected to {some(silent)}, which was not asked"
-        yield warning("sidecars-connected", text, "see above why it was not", _STEP)
+        text = f"{_of(lost, running)} may be connected to {some(silent)}, which did not answer"
+        yield warning("sidecars-connected", text, "its line above says why", _STEP)
     elif lost:
         yield failed(
             "sidecars-connected",

@@ -69,7 +69,8 @@ def _status(given: argparse.Namespace) -> int:
             rows = ask_sidecars(api, rows_of(clients_of(replicas), pods, given.namespace, now))
     for replica in replicas:
         if replica.error and len(replicas) == 1:
-            raise OperatorError(f"control plane {replica.name}: {replica.error}", replica.hint)
+            error = replica.error
+            raise OperatorError(f"control plane {replica.name}: {error.text}", error.hint, error.link)
     if given.output == "json":
         print(
             json.dumps(
@@ -171,8 +172,8 @@ def text(rows: Sequence[Row], replicas: Sequence[Replica]) -> str:
         result += [line, *(f"    {reason}" for reason in row.why)]
     for replica in replicas:
         if replica.error:
-            result.append(f"! control plane {replica.name} was not asked: {replica.error}")
-            result += [f"    {replica.hint}"] if replica.hint else []
+            result.append(f"! control plane {replica.name} did not answer: {replica.error.text}")
+            result += [f"    {part}" for part in (replica.error.hint, replica.error.link) if part]
     behind = sum(row.configuration != "in step" for row in rows)
     versions = ", ".join(sorted({replica.version for replica in replicas if not replica.error}))
     result.append(
@@ -183,4 +184,8 @@ def text(rows: Sequence[Row], replicas: Sequence[Replica]) -> str:
 
 
 def _about(replica: Replica) -> Object:
-    return {"name": replica.name, "version": replica.version, "error": replica.error}
+    return {
+        "name": replica.name,
+        "version": replica.version,
+        "error": replica.error.text if replica.error else "",
+    }

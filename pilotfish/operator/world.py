@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from mesh_api.names import INJECTED_LABEL, SIDECAR_CONTAINER
 from pilotfish.operator import kinds
-from pilotfish.operator.api import Api
+from pilotfish.operator.api import DISCOVERY, Api
 from pilotfish.operator.errors import OperatorError
 from pilotfish.operator.kinds import INJECT, Kind
 from pilotfish.operator.replicas import Client, Replica, clients_of, replicas_in
@@ -51,6 +51,11 @@ class World:
     def version(self) -> tuple[float, Answer]:
         """Our time when it was asked, and the answer of `/version`."""
         return self._once("version", lambda: (self.now(), self.api.ask("GET", "/version")))
+
+    @property
+    def about(self) -> Object:
+        """What `/version` says."""
+        return self.api.read(self.version[1], "get /version", DISCOVERY)
 
     @property
     def nodes(self) -> list[Object]:

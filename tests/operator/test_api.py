@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pilotfish.operator.errors import ApiError
+from tests.support.kube_api import KubeApi
 from tests.support.operator_cluster import SYSTEM
 from tests.support.served_cluster import Served
 
@@ -19,8 +20,58 @@ def test_a_pod_that_is_silent_is_not_taken_for_an_api_server_that_is(served: Ser
         assert (
             unreached.value.text == f"the API server cannot reach {SYSTEM}/cp-a at port 15014: silent for 2 s"
         )
-        assert unreached.value.hint.endswith("docs/troubleshooting.md#the-api-server-cannot-reach-a-pod")
+        assert unreached.value.link == "docs/troubleshooting.md#the-api-server-cannot-reach-a-pod"
         assert api.document("/version") == {"gitVersion": "v1.33.1"}
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "hint", "link"),
+    [
+        (
+            401,
+            "the API server SERVER does not know you",
+            "log in again",
+            "docs/troubleshooting.md#the-api-server-does-not-answer-a-command",
+        ),
+        (
+            403,
+            "you may not get /version: as the test wants it",
+            "is the ClusterRole system:discovery bound to all users, as Kubernetes does it?",
+            "docs/operations.md#rights",
+        ),
+        (
+            503,
+            "get /version was answered with 503: as the test wants it",
+            "kubectl get --raw '/readyz?verbose' says what it lacks",
+            "docs/troubleshooting.md#the-api-server-does-not-answer-a-command",
+        ),
+        (
+            200,
+            "the answer to get /version is no JSON object",
+            "is SERVER an API server?",
+            "docs/troubleshooting.md#the-api-server-does-not-answer-a-command",
+        ),
+    ],
+)
+def test_an_answer_that_is_none_says_what_to_do(
+    served: Served, status: int, text: str, hint: str, link: str
+) -> None:
+    def change(api: KubeApi) -> None:
+        api.documents["/version"] = ["no", "object"]
+        if status != 200:
+            api.answer(status, path="/version")
+
+    served.reset(change)
+    with served.api() as api:
+        with pytest.raises(ApiError) as refused:
+            api.document("/version")
+        found = refused.value
+        assert (found.status, found.text, found.hint, found.link) == (
+            status,
+            text.replace("SERVER", api.server),
+            hint.replace("SERVER", api.server),
+            link,
+        )
 
 
 def test_an_api_server_that_is_silent_is_said(served: Served) -> None:

@@ -186,7 +186,23 @@ def test_an_api_server_that_is_away_is_the_only_line(tmp_path: Path, capsys: Out
         assert (
             lines[2].strip() == "is context 'test' the right one, and is a VPN needed? kubectl cluster-info"
         )
+        assert lines[3].strip() == "docs/troubleshooting.md#the-api-server-does-not-answer-a-command"
         assert lines[-1] == "1 failed, 0 to look at, 0 as they should be"
+
+    in_cluster(tmp_path, scenario)
+
+
+def test_whoever_is_not_known_is_told_so_once(tmp_path: Path, capsys: Output) -> None:
+    async def scenario(api: KubeApi, kubeconfig: str) -> None:
+        api.answer(401, times=99)
+        assert await run("check", "--kubeconfig", kubeconfig) == 1
+        assert capsys.readouterr().out.splitlines() == [
+            "cluster",
+            f"  ✗ the API server https://127.0.0.1:{api.port} does not know you",
+            "      log in again",
+            "      docs/troubleshooting.md#the-api-server-does-not-answer-a-command",
+            "1 failed, 0 to look at, 0 as they should be",
+        ]
 
     in_cluster(tmp_path, scenario)
 

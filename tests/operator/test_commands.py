@@ -262,7 +262,7 @@ def test_what_is_not_to_be_had_is_said(
         api.put(waiting, running("users-2"), plain("alone"))
         api.answer(403, path="/namespaces/b/pods/a")
         assert await run("proxy-config", pod, "routes", kubeconfig) == 1
-        first, second = capsys.readouterr().err.splitlines()
+        first, second, *_ = capsys.readouterr().err.splitlines()
         assert first.startswith(f"error: {error}")
         assert second.startswith(f"  {hint}")
 
@@ -275,6 +275,45 @@ def test_no_control_plane_is_said(tmp_path: Path, capsys: Output) -> None:
         assert capsys.readouterr().err.splitlines() == [
             "error: no control plane runs in namespace elsewhere",
             "  kubectl -n elsewhere get pods; if it is elsewhere, use --system-namespace",
+            "  docs/troubleshooting.md#the-control-plane-is-not-ready",
+        ]
+
+    in_cluster(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "hint"),
+    [
+        (
+            ["status", "--address", "host:port"],
+            "'host:port' is no address of a control plane: nonnumeric port: 'port'",
+            "HOST:PORT of its port 15014; kubectl -n NAMESPACE port-forward pod/POD 15014 brings it here",
+        ),
+        (
+            ["proxy-config", "--admin", "127.0.0.1:1", "certs"],
+            "no answer from the sidecar at 127.0.0.1:1: [Errno 111] Connection refused",
+            "HOST:PORT of its port 15000; kubectl -n NAMESPACE port-forward pod/POD 15000 brings it here",
+        ),
+    ],
+)
+def test_an_address_where_nobody_answers_is_said(
+    capsys: Output, words: list[str], error: str, hint: str
+) -> None:
+    assert pilotfish(words) == 1
+    assert capsys.readouterr().err.splitlines() == [f"error: {error}", f"  {hint}"]
+
+
+def test_control_planes_that_do_not_answer_are_said(tmp_path: Path, capsys: Output) -> None:
+    async def scenario(api: KubeApi, kubeconfig: str) -> None:
+        api.put(plain("cp-b", SYSTEM, **{"app.kubernetes.io/name": "pilotfish-control-plane"}))
+        show_page(api, "cp-b", page())
+        assert await run("status", kubeconfig) == 1
+        assert capsys.readouterr().out.splitlines()[1:] == [
+            "! control plane cp-a did not answer: the API server cannot reach pilotfish-system/cp-a at port "
+            "15014: error trying to reach service: i/o timeout",
+            "    is a NetworkPolicy or a firewall between them?",
+            "    docs/troubleshooting.md#the-api-server-cannot-reach-a-pod",
+            f"0 sidecars, 0 not in step; control plane {VERSION}, 2 replicas",
         ]
 
     in_cluster(tmp_path, scenario)

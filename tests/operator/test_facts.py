@@ -282,7 +282,7 @@ def set_document(path: str, body: Object) -> Change:
         (
             sidecar_facts.connected,
             lambda api: api.documents.pop(f"/api/v1/namespaces/{SYSTEM}/pods/cp-a:15014/proxy/status.json"),
-            "warning 1 of 2: shop/users-1 may be connected to cp-a, which was not asked",
+            "warning 1 of 2: shop/users-1 may be connected to cp-a, which did not answer",
         ),
         (
             sidecar_facts.identities,
