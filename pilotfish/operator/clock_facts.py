@@ -14,9 +14,10 @@ from mesh_api.names import ADMIN_PORT, SIDECAR_CONTAINER
 from pilotfish.operator.api import at_once
 from pilotfish.operator.errors import ApiError
 from pilotfish.operator.facts import Fact, failed, ok, some, warning
+from pilotfish.operator.pods import container_state, full_name
 from pilotfish.operator.replicas import Replica, parse_time
 from pilotfish.operator.transport import Object
-from pilotfish.operator.world import World, container_state, full_name
+from pilotfish.operator.world import World
 
 WARNING = 5.0
 FAILURE = 60.0

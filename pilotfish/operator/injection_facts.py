@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from control_plane.injector.patch import InjectionError, skip_reason
 from pilotfish.operator.facts import Fact, failed, logs, ok, some, warning
 from pilotfish.operator.kinds import INJECT
+from pilotfish.operator.pods import is_meshed
 from pilotfish.operator.transport import Object
-from pilotfish.operator.world import World, is_meshed
+from pilotfish.operator.world import World
 
 _LINK = "docs/troubleshooting.md#pods-have-no-sidecar"
 _WEBHOOK = "docs/troubleshooting.md#the-webhook-fails"

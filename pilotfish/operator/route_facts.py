@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 
 from pilotfish.operator.facts import Fact, failed, ok, some, warning
 from pilotfish.operator.kinds import CONTROLLER, GRPC_ROUTES, HTTP_ROUTES, TCP_ROUTES, TRAFFIC_POLICIES
+from pilotfish.operator.pods import full_name
 from pilotfish.operator.transport import Object
-from pilotfish.operator.world import World, full_name
+from pilotfish.operator.world import World
 
 _LINKS = {
     "routes": "docs/troubleshooting.md#a-route-has-no-effect",

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from mesh_api.names import INIT_CONTAINER, SIDECAR_CONTAINER
 from pilotfish.operator.control_plane_facts import apart
 from pilotfish.operator.facts import Fact, failed, logs, ok, some, warning
+from pilotfish.operator.pods import container_state, full_name, why_not_running
 from pilotfish.operator.replicas import Client
 from pilotfish.operator.table import span
 from pilotfish.operator.transport import Object
-from pilotfish.operator.world import World, container_state, full_name
+from pilotfish.operator.world import World
 
 CERTIFICATE_WARNING = 3600.0
 """Seconds; sidecars renew at about half of a day."""
@@ -61,29 +62,27 @@ def ready(world: World) -> Iterator[Fact]:
     meshed = world.meshed
     if not meshed:
         return
-    wrong: dict[str, str] = {}
-    for pod in meshed:
-        status = container_state(pod, SIDECAR_CONTAINER) or {}
-        if not status.get("ready") and not pod["metadata"].get("deletionTimestamp"):
-            wrong[full_name(pod)] = _state_text(status)
+    wrong = {
+        full_name(pod): why_not_running(pod) or "running, but not ready"
+        for pod in meshed
+        if not _is_ready(pod) and not pod["metadata"].get("deletionTimestamp")
+    }
     if not wrong:
         yield ok("sidecars-ready", f"sidecars: {len(meshed)} ready")
         return
     name, reason = next(iter(wrong.items()))
+    namespace, pod = name.split("/")
     yield failed(
         "sidecars-ready",
         f"not ready: the sidecars of {_of(wrong, meshed)} ({name}: {reason})",
-        f"{logs(name, SIDECAR_CONTAINER)}; pilotfish status says what they wait for",
+        f"pilotfish status says what they wait for; kubectl -n {namespace} describe pod {pod}; "
+        f"{logs(name, SIDECAR_CONTAINER)}",
         _READY,
     )
 
 
-def _state_text(status: Object) -> str:
-    state = status.get("state") or {}
-    if "running" in state:
-        return "running, but not ready"
-    found = state.get("waiting") or state.get("terminated") or {}
-    return str(found.get("reason") or "not started")
+def _is_ready(pod: Object) -> bool:
+    return bool((container_state(pod, SIDECAR_CONTAINER) or {}).get("ready"))
 
 
 def connected(world: World) -> Iterator[Fact]:
@@ -91,7 +90,7 @@ def connected(world: World) -> Iterator[Fact]:
     if not world.answering:
         return
     known = {(client.namespace, client.name) for client in world.clients}
-    running = [pod for pod in world.meshed if (container_state(pod, SIDECAR_CONTAINER) or {}).get("ready")]
+    running = [pod for pod in world.meshed if _is_ready(pod)]
     lost = {full_name(pod): "" for pod in running if tuple(full_name(pod).split("/")) not in known}
     silent = [replica.name for replica in world.replicas if replica.error]
     if lost and silent:

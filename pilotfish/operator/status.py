@@ -17,6 +17,7 @@ from pilotfish.operator.api import Api, at_once
 from pilotfish.operator.errors import OperatorError
 from pilotfish.operator.kinds import PODS
 from pilotfish.operator.options import add_cluster_options, open_api, reporting
+from pilotfish.operator.pods import full_name, why_not_running
 from pilotfish.operator.replicas import Client, Replica, clients_of, replicas_at, replicas_in
 from pilotfish.operator.table import span, table
 from pilotfish.operator.transport import Object
@@ -94,7 +95,7 @@ def rows_of(clients: Sequence[Client], pods: Sequence[Object], namespace: str, n
         metadata, phase = pod["metadata"], (pod.get("status") or {}).get("phase")
         key = (str(metadata["namespace"]), str(metadata["name"]))
         if key not in rows and phase not in ("Succeeded", "Failed"):
-            rows[key] = Row(*key, "", NOT_CONNECTED, (), None, "")
+            rows[key] = Row(*key, "", NOT_CONNECTED, _why_not_running(pod), None, "")
     return [rows[key] for key in sorted(rows)]
 
 
@@ -111,13 +112,21 @@ def _row(client: Client, now: datetime) -> Row:
     )
 
 
+def _why_not_running(pod: Object) -> tuple[str, ...]:
+    """Nothing of one that runs, which can be asked itself."""
+    reason = why_not_running(pod)
+    namespace, name = full_name(pod).split("/")
+    describe = f"kubectl -n {namespace} describe pod {name}"
+    return (f"its sidecar does not run ({reason}): {describe}",) if reason else ()
+
+
 def ask_sidecars(api: Api, rows: Sequence[Row]) -> list[Row]:
     """Completes what the control plane does not know: why a sidecar is not connected, and certificates that
     were signed before the control plane started."""
 
     def complete(row: Row) -> Row:
         if row.configuration == NOT_CONNECTED:
-            return _with_reason(api, row)
+            return row if row.why else _with_reason(api, row)
         return row if row.certificate_seconds_left is not None else _with_certificate(api, row)
 
     return at_once(complete, rows)

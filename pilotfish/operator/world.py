@@ -6,14 +6,14 @@ Every attribute raises ApiError when it cannot be read. Failures are remembered:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from mesh_api.names import INJECTED_LABEL, SIDECAR_CONTAINER
 from pilotfish.operator import kinds
 from pilotfish.operator.api import DISCOVERY, Api
 from pilotfish.operator.errors import OperatorError
 from pilotfish.operator.kinds import INJECT, Kind
+from pilotfish.operator.pods import is_meshed
 from pilotfish.operator.replicas import Client, Replica, clients_of, replicas_in
 from pilotfish.operator.transport import Answer, Object
 
@@ -160,27 +160,3 @@ class World:
 
     def _list(self, kind: Kind) -> list[Object]:
         return self._once(kind.plural, lambda: self.api.items(kind))
-
-
-def is_meshed(pod: Object) -> bool:
-    """Whether it was given a sidecar."""
-    labels = pod["metadata"].get("labels") or {}
-    return labels.get(INJECTED_LABEL) == "true" and container_state(pod, SIDECAR_CONTAINER) is not None
-
-
-def containers(pod: Object) -> Sequence[Object]:
-    """Init containers and others."""
-    return [*(pod["spec"].get("initContainers") or ()), *pod["spec"]["containers"]]
-
-
-def container_state(pod: Object, name: str) -> Object | None:
-    """Status of a container; empty: the kubelet has said nothing yet; None: the pod has none so called."""
-    if name not in (container.get("name") for container in containers(pod)):
-        return None
-    status = pod.get("status") or {}
-    found = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-    return next((entry for entry in found if entry["name"] == name), {})
-
-
-def full_name(pod: Object) -> str:
-    return f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"

@@ -20,7 +20,17 @@ from tests.support.clients import fetch
 from tests.support.kube_api import KubeApi
 from tests.support.kubernetes import account, backend, endpoint_slice, route, service
 from tests.support.mesh import STATUS, Mesh
-from tests.support.operator_cluster import SYSTEM, VERSION, client, page, plain, refusing, running, show_page
+from tests.support.operator_cluster import (
+    SYSTEM,
+    VERSION,
+    client,
+    not_pulled,
+    page,
+    plain,
+    refusing,
+    running,
+    show_page,
+)
 from tests.support.processes import loopback
 from tests.support.sidecars import ADMIN, OUTBOUND
 
@@ -111,9 +121,9 @@ def test_status_by_address_needs_no_cluster(mesh: Mesh, capsys: Output) -> None:
 
 def test_what_is_not_in_step_or_not_connected_says_why(mesh: Mesh, tmp_path: Path, capsys: Output) -> None:
     async def scenario(api: KubeApi, kubeconfig: str) -> None:
-        waiting = running("waiting", ready=False)
+        done = {**running("done"), "status": {"phase": "Succeeded"}}
         api.put(
-            running("users"), running("far"), waiting, {**running("done"), "status": {"phase": "Succeeded"}}
+            running("users"), running("far"), running("waiting", ready=False), not_pulled("pulling"), done
         )
         far = "/api/v1/namespaces/shop/pods/far:15000/proxy"
         api.documents[f"{far}/ready"] = {}
@@ -127,12 +137,14 @@ def test_what_is_not_in_step_or_not_connected_says_why(mesh: Mesh, tmp_path: Pat
             "NAMESPACE  NAME     VERSION  CONFIGURATION  CERTIFICATE  CONTROL PLANE",
             "shop       far      -        not connected  -            -",
             "    no answer from 10.0.0.9:15010",
+            "shop       pulling  -        not connected  -            -",
+            "    its sidecar does not run (ImagePullBackOff): kubectl -n shop describe pod pulling",
             f"shop       refuser  {VERSION}    not in step    -            cp-a",
             "    CDS refused users since 2026-01-01T00:00:00Z: no such field",
             "shop       users    0.0.9    in step        23h left     cp-a",
             "shop       waiting  -        not connected  -            -",
             "    the API server cannot reach shop/waiting at port 15000: as the test wants it",
-            f"4 sidecars, 3 not in step; control plane {VERSION}, 1 replica",
+            f"5 sidecars, 4 not in step; control plane {VERSION}, 1 replica",
         ]
 
     in_cluster(tmp_path, scenario)
@@ -234,7 +246,11 @@ def test_json_is_what_the_sidecar_says(mesh: Mesh, capsys: Output) -> None:
     ("pod", "error", "hint"),
     [
         ("user.shop", "there is no pod user in namespace shop", "did you mean users-1, users-2?"),
-        ("orders.none", "there is no pod orders in namespace none", "namespace none has no pods"),
+        (
+            "orders.none",
+            "there is no pod orders in namespace none",
+            "namespace none has no pods; another one: POD.NAMESPACE, or -n NAMESPACE",
+        ),
         (
             "alone.shop",
             "pod shop/alone has no sidecar",
@@ -257,9 +273,7 @@ def test_what_is_not_to_be_had_is_said(
     tmp_path: Path, capsys: Output, pod: str, error: str, hint: str
 ) -> None:
     async def scenario(api: KubeApi, kubeconfig: str) -> None:
-        waiting = running("users-1", ready=False)
-        waiting["status"]["initContainerStatuses"][1]["state"] = {"waiting": {"reason": "ImagePullBackOff"}}
-        api.put(waiting, running("users-2"), plain("alone"))
+        api.put(not_pulled("users-1"), running("users-2"), plain("alone"))
         api.answer(403, path="/namespaces/b/pods/a")
         assert await run("proxy-config", pod, "routes", kubeconfig) == 1
         first, second, *_ = capsys.readouterr().err.splitlines()

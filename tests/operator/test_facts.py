@@ -28,6 +28,7 @@ from tests.support.operator_cluster import (
     client,
     issued,
     labelled,
+    not_pulled,
     page,
     plain,
     policy,
@@ -273,6 +274,11 @@ def set_document(path: str, body: Object) -> Change:
             sidecar_facts.ready,
             lambda api: api.put(running("users-1", ready=False)),
             "failed not ready: the sidecars of 1 of 2: shop/users-1 (shop/users-1: running, but not ready)",
+        ),
+        (
+            sidecar_facts.ready,
+            lambda api: api.put(not_pulled("users-1")),
+            "failed not ready: the sidecars of 1 of 2: shop/users-1 (shop/users-1: ImagePullBackOff)",
         ),
         (
             sidecar_facts.connected,

@@ -91,6 +91,13 @@ def running(name: str, namespace: str = "shop", *, ready: bool = True, **labels:
     }
 
 
+def not_pulled(name: str) -> Object:
+    """A pod whose sidecar's image is not there."""
+    pod = running(name, ready=False)
+    pod["status"]["initContainerStatuses"][1]["state"] = {"waiting": {"reason": "ImagePullBackOff"}}
+    return pod
+
+
 def plain(name: str, namespace: str = "shop", **labels: str) -> Object:
     """A pod without a sidecar."""
     metadata = {"name": name, "namespace": namespace, "labels": labels}
