@@ -19,6 +19,10 @@ NATIVE_SIDECARS = (1, 29)
 """First version of Kubernetes whose init containers may run on (SidecarContainers, on by default)."""
 OWN_DEFINITIONS: tuple[str, ...] = (f"trafficpolicies.{GROUP}",)
 """CustomResourceDefinitions of `deploy/k8s`."""
+_INSTALL_GATEWAY_API = (
+    "kubectl apply --server-side -f https://github.com/kubernetes-sigs/gateway-api/releases/download/"
+    "v1.6.1/standard-install.yaml"
+)
 _NEEDS = "docs/kubernetes.md#what-it-needs"
 
 
@@ -62,7 +66,7 @@ def gateway_definitions(world: World) -> Iterator[Fact]:
             "gateway-api",
             f"Gateway API's definitions are not installed ({', '.join(missing)} {GATEWAY_GROUP}/v1): "
             "there can be no routes",
-            "install its standard channel, 1.2 or later",
+            _INSTALL_GATEWAY_API,
             _NEEDS,
         )
         return
@@ -71,7 +75,7 @@ def gateway_definitions(world: World) -> Iterator[Fact]:
         yield warning(
             "gateway-api",
             f"Gateway API {version} is older than 1.2",
-            "install a newer standard channel",
+            _INSTALL_GATEWAY_API,
             _NEEDS,
         )
     else:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.metadata import version
 
+from mesh_api.names import STATUS_PORT
 from pilotfish.operator.cluster_facts import version_of
 from pilotfish.operator.errors import NOT_READY_PAGE
 from pilotfish.operator.facts import Fact, failed, logs, ok, some, warning
-from pilotfish.operator.replicas import CONTROL_PLANE, parse_time
+from pilotfish.operator.replicas import CONTROL_PLANE, SELECTOR, parse_time
 from pilotfish.operator.table import span
 from pilotfish.operator.transport import Object
 from pilotfish.operator.world import World
@@ -46,9 +47,8 @@ def deployment(world: World) -> Iterator[Fact]:
         being = f"; {updated} are of the newest generation" if updated < wanted else ""
         yield warning("control-plane", text + being, describe, NOT_READY_PAGE)
     elif wanted < 2:
-        yield warning(
-            "control-plane", f"{text}: one alone is no reserve", "give it two replicas", NOT_READY_PAGE
-        )
+        scale = f"kubectl -n {world.system} scale deployment {CONTROL_PLANE} --replicas=2"
+        yield warning("control-plane", f"{text}: one alone is no reserve", scale, _INSTALL)
     else:
         yield ok("control-plane", text)
 
@@ -111,7 +111,7 @@ def one_version(world: World) -> Iterator[Fact]:
         yield warning(
             "control-plane-version",
             f"this command is of version {own}, the control plane of {known[0]}: more than one minor apart",
-            f"pip install pilotfish=={known[0]}",
+            "take that of the control plane's version: pip install . from a clone of it",
             _UPGRADE,
         )
     elif known:
@@ -155,13 +155,19 @@ def serving_certificates(world: World) -> Iterator[Fact]:
             if end is None:
                 continue
             left = parse_time(end).timestamp() - world.now()
-            text = f"{replica.name}: the certificate {what} ends in {span(left)}"
+            ends = f"ends in {span(left)}" if left > 0 else f"ended {span(-left)} ago"
+            text = f"{replica.name}: the certificate {what} {ends}"
             if left > SERVING_WARNING:
                 yield ok("serving-certificate", text)
             else:
                 make = failed if left <= 0 else warning
                 hint = f"it was not renewed: {logs(f'{world.system}/{replica.name}')}"
                 yield make("serving-certificate", text, hint, _CERTIFICATES)
+
+
+def all_logs(system: str) -> str:
+    """The command that shows what all replicas say: `logs` of a Deployment shows those of one."""
+    return f"kubectl -n {system} logs -l {SELECTOR} --prefix --tail=-1"
 
 
 def configuration(world: World) -> Iterator[Fact]:
@@ -176,7 +182,8 @@ def configuration(world: World) -> Iterator[Fact]:
                 yield make(
                     "configuration",
                     f"{number} in the configuration: {some(texts, 3)}",
-                    "pilotfish status, or the status page: all of them, with their objects",
+                    f"all: kubectl -n {world.system} port-forward deployment/{CONTROL_PLANE} {STATUS_PORT}, "
+                    f"and http://127.0.0.1:{STATUS_PORT}",
                     "docs/troubleshooting.md#a-route-has-no-effect",
                 )
         if not any(p["severity"] in ("error", "warning") for p in problems):

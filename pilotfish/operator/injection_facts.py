@@ -13,7 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from control_plane.injector.patch import InjectionError, skip_reason
-from pilotfish.operator.facts import Fact, failed, logs, ok, some, warning
+from pilotfish.operator.control_plane_facts import all_logs
+from pilotfish.operator.facts import Fact, failed, ok, some, warning
 from pilotfish.operator.kinds import INJECT
 from pilotfish.operator.pods import is_meshed
 from pilotfish.operator.transport import Object
@@ -47,8 +48,7 @@ def webhook(world: World) -> Iterator[Fact]:
         yield failed(
             "webhook-ca",
             f"the webhook's caBundle is {state}: the API server will not trust the webhook",
-            "the control plane sets it within a minute; else "
-            f"{logs(f'{world.system}/deployment/pilotfish-control-plane')}",
+            f"the control plane sets it within a minute; else {all_logs(world.system)}",
             _WEBHOOK,
         )
 
@@ -63,6 +63,10 @@ def bundle_print(bundle: str) -> str:
 
 
 def namespaces(world: World) -> Iterator[Fact]:
+    if world.namespace and world.namespace not in (item["metadata"]["name"] for item in world.namespaces):
+        text = f"there is no namespace {world.namespace}"
+        yield failed("namespaces", text, "kubectl get namespaces", "docs/operations.md#check")
+        return
     for name in world.labelled_in_vain:
         yield warning(
             "namespaces",

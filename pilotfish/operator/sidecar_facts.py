@@ -10,11 +10,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from mesh_api.names import INIT_CONTAINER, SIDECAR_CONTAINER
-from pilotfish.operator.control_plane_facts import apart
+from pilotfish.operator.control_plane_facts import all_logs, apart
 from pilotfish.operator.facts import Fact, failed, logs, ok, some, warning
 from pilotfish.operator.pods import container_state, full_name, why_not_running
 from pilotfish.operator.replicas import Client
-from pilotfish.operator.table import span
+from pilotfish.operator.table import remaining, span
 from pilotfish.operator.transport import Object
 from pilotfish.operator.world import World
 
@@ -114,8 +114,8 @@ def identities(world: World) -> Iterator[Fact]:
     signed, refused = (sum(int(entry[key]) for entry in found) for key in ("signed", "refused"))
     text = f"identities: {signed} certificates were signed since the control plane started, {refused} refused"
     if refused:
-        command = logs(f"{world.system}/deployment/pilotfish-control-plane")
-        yield warning("identities", text, f"{command} | grep 'certificate refused'", _CERTIFICATES)
+        command = f"{all_logs(world.system)} | grep 'certificate refused'"
+        yield warning("identities", text, command, _CERTIFICATES)
     elif not signed and world.meshed:
         yield warning("identities", text, "sidecars renew after half a day at the latest", _CERTIFICATES)
     else:
@@ -134,8 +134,8 @@ def _ending(clients: Sequence[Client], now: float) -> Iterator[Fact]:
         name = min(short, key=short.__getitem__)
         yield warning(
             "certificates",
-            f"certificates that were not renewed: {_of(short, left)} ({name}: {span(short[name])} left)",
-            "pilotfish proxy-config POD certs shows the last error",
+            f"certificates that were not renewed: {_of(short, left)} ({name}: {remaining(short[name])})",
+            f"{_proxy_config(name)} certs shows the last error",
             _CERTIFICATES,
         )
     elif left:
@@ -157,7 +157,7 @@ def in_step(world: World) -> Iterator[Fact]:
     yield (failed if refused else warning)(
         "sidecars-in-step",
         f"not in step: {_of(behind, clients)} ({name}: {reason})",
-        "pilotfish status",
+        "pilotfish status shows them all, and what they refused",
         _STEP,
     )
 
@@ -181,12 +181,19 @@ def versions(world: World) -> Iterator[Fact]:
         yield warning(
             "sidecar-versions",
             f"more than one minor version from the control plane: {_of(far, world.clients)}",
-            "restart what made these pods: kubectl -n NAMESPACE rollout restart deployment NAME",
+            "restart what made these pods, in each of their namespaces: "
+            f"kubectl -n {min(far).split('/')[0]} rollout restart deployment",
             "docs/upgrade.md#upgrade",
         )
     else:
         counts = ", ".join(f"{len(names)} of {version}" for version, names in sorted(by_version.items()))
         yield ok("sidecar-versions", f"versions of sidecars: {counts}")
+
+
+def _proxy_config(sidecar: str) -> str:
+    """The command that asks one of them (`NAMESPACE/NAME`)."""
+    namespace, name = sidecar.split("/")
+    return f"pilotfish proxy-config {name}.{namespace}"
 
 
 def _numbered(version: str) -> bool:

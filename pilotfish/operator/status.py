@@ -19,7 +19,7 @@ from pilotfish.operator.kinds import PODS
 from pilotfish.operator.options import add_cluster_options, open_api, reporting
 from pilotfish.operator.pods import full_name, why_not_running
 from pilotfish.operator.replicas import Client, Replica, clients_of, replicas_at, replicas_in
-from pilotfish.operator.table import span, table
+from pilotfish.operator.table import remaining, table
 from pilotfish.operator.transport import Object
 
 NOT_CONNECTED = "not connected"
@@ -170,7 +170,7 @@ def text(rows: Sequence[Row], replicas: Sequence[Replica]) -> str:
             row.name,
             row.version or "-",
             row.configuration,
-            "-" if row.certificate_seconds_left is None else f"{span(row.certificate_seconds_left)} left",
+            "-" if row.certificate_seconds_left is None else remaining(row.certificate_seconds_left),
             row.control_plane or "-",
         )
         for row in rows

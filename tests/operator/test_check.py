@@ -207,6 +207,24 @@ def test_whoever_is_not_known_is_told_so_once(tmp_path: Path, capsys: Output) ->
     in_cluster(tmp_path, scenario)
 
 
+def test_a_namespace_that_is_not_there_is_said(tmp_path: Path, capsys: Output) -> None:
+    async def scenario(api: KubeApi, kubeconfig: str) -> None:
+        assert await run("check", "-n", "shpo", "-o", "json", "--kubeconfig", kubeconfig) == 1
+        found = json.loads(capsys.readouterr().out)["facts"]
+        assert [fact["text"] for fact in found if fact["state"] == "failed"] == ["there is no namespace shpo"]
+
+    in_cluster(tmp_path, scenario)
+
+
+def test_interrupting_it_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "open_api", interrupted)
+    assert pilotfish(["check"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_wrong_option_ends_with_2(capsys: Output) -> None:
     with pytest.raises(SystemExit) as ended:
         pilotfish(["check", "--output", "yaml"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,16 @@ from pilotfish.operator.check import Look
 from pilotfish.operator.world import World
 from tests.support.kube_api import KubeApi, Object
 from tests.support.manifests import documents, manifest_files
+from tests.support.operator_changes import (
+    PROBLEM,
+    Change,
+    certificates,
+    gone,
+    hook,
+    pages,
+    replaced,
+    with_init,
+)
 from tests.support.operator_cluster import (
     ROOT_PEM,
     SYSTEM,
@@ -35,12 +44,8 @@ from tests.support.operator_cluster import (
     refusing,
     route,
     running,
-    show_page,
 )
 from tests.support.served_cluster import Served
-
-Change = Callable[[KubeApi], object]
-
 
 FactsOf = Callable[[Look, Change], list[str]]
 
@@ -53,52 +58,7 @@ def facts_of(served: Served) -> FactsOf:
     ]
 
 
-def replaced(kind: str, name: str, namespace: str = SYSTEM, **parts: Any) -> Change:
-    return lambda api: api.put({**api.get(kind, name, namespace), **parts})
-
-
-def gone(kind: str, name: str, namespace: str = SYSTEM) -> Change:
-    return lambda api: api.delete(kind, name, namespace)
-
-
-def pages(first: Object, second: Object | None = None) -> Change:
-    """Of the two replicas."""
-
-    def change(api: KubeApi) -> None:
-        show_page(api, "cp-a", first)
-        show_page(api, "cp-b", page() if second is None else second)
-
-    return change
-
-
-def certificates(**more: Any) -> Object:
-    made = page()
-    made["certificates"] |= more
-    return made
-
-
-def hook(**more: Any) -> Change:
-    def change(api: KubeApi) -> None:
-        found = copy.deepcopy(api.get("MutatingWebhookConfiguration", "pilotfish-injector", ""))
-        found["webhooks"][0] |= more
-        api.put(found)
-
-    return change
-
-
-def with_init(**state: Any) -> Object:
-    pod = running("users-1")
-    pod["status"]["initContainerStatuses"][0] = {"name": "pilotfish-init", **state}
-    return pod
-
-
 NODE = {"kind": "Node", "metadata": {"name": "old"}, "status": {"nodeInfo": {"kubeletVersion": "v1.28.4"}}}
-PROBLEM = {"object": "HTTPRoute shop/r", "file": "", "field": "spec.rules[0]", "message": "no such Service"}
-IGNORED = [{"failurePolicy": "Ignore", "clientConfig": {}}]
-
-
-def set_document(path: str, body: Object) -> Change:
-    return lambda api: api.documents.update({path: body})
 
 
 @pytest.mark.parametrize(
@@ -222,7 +182,7 @@ def set_document(path: str, body: Object) -> Change:
         (
             control_plane_facts.serving_certificates,
             lambda api: pages(certificates(serving_not_after=at(hours=-2, minutes=-1)))(api),
-            "failed cp-a: the certificate of discovery ends in -2h",
+            "failed cp-a: the certificate of discovery ended 2h ago",
         ),
         (
             control_plane_facts.configuration,

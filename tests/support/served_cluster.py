@@ -10,7 +10,7 @@ from typing import Any
 
 from pilotfish.operator.api import Api
 from pilotfish.operator.check import Look, look
-from pilotfish.operator.facts import Fact
+from pilotfish.operator.facts import Fact, State
 from pilotfish.operator.kubeconfig import load_context
 from pilotfish.operator.transport import TIMEOUT
 from pilotfish.operator.world import World
@@ -57,10 +57,13 @@ class Served:
         return Api(load_context({}, self.directory, file=self.kubeconfig), timeout)
 
     def facts(self, one: Look, change: Callable[[KubeApi], object] = lambda api: None) -> list[Fact]:
-        """What one look finds in a mesh that was healthy before a change."""
+        """What one look finds in a mesh that was healthy before a change. What is not well has to say what to
+        do, and where more is written."""
         self.reset(change)
         with self.api() as api:
-            return [finding.fact for finding in look(World(api, SYSTEM), {"": (one,)})]
+            found = [finding.fact for finding in look(World(api, SYSTEM), {"": (one,)})]
+        assert not [fact for fact in found if fact.state is not State.OK and not (fact.hint and fact.link)]
+        return found
 
     def _await(self, work: Coroutine[Any, Any, Any]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
