@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 from urllib.parse import quote
 
-from pilotfish.operator.errors import OUT_OF_REACH_PAGE, RIGHTS_PAGE, ApiError, TimedOut
+from pilotfish.operator.errors import OUT_OF_REACH_PAGE, RIGHTS_PAGE, WEBHOOK_PAGE, ApiError, TimedOut
 from pilotfish.operator.kinds import ACCESS_REVIEWS, PODS, Kind, missing_right
 from pilotfish.operator.kubeconfig import Context
 from pilotfish.operator.transport import TIMEOUT, Answer, Object, Transport
@@ -25,6 +25,10 @@ DISCOVERY = "is the ClusterRole system:discovery bound to all users, as Kubernet
 """What gives the right to read what the API server says of itself."""
 _AT_ONCE = 8
 """Requests under way at the same time: enough for a distant API server, few enough for a busy one."""
+_WEBHOOKS = (
+    "is there a webhook that does not answer? "
+    "kubectl get mutatingwebhookconfigurations,validatingwebhookconfigurations"
+)
 _BETWEEN = "is a NetworkPolicy or a firewall between them?"
 
 
@@ -88,7 +92,12 @@ class Api:
 
     def dry_run(self, kind: Kind, namespace: str, item: Object) -> Answer:
         """What the API server says to the creation of an object, which it then forgets. Raises ApiError."""
-        return self.ask("POST", kind.path(namespace), {"dryRun": "All"}, item)
+        try:
+            return self.ask("POST", kind.path(namespace), {"dryRun": "All"}, item)
+        except TimedOut as error:
+            # It waits for the webhooks of others up to twice as long as we for it.
+            text = f"a dry run of {kind.resource()} took longer than {self._transport.timeout:g} s"
+            raise ApiError(504, text, _WEBHOOKS, WEBHOOK_PAGE) from error
 
     # --- pages of pods ---
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from control_plane.injector.sidecar_container import InjectionSettings
 from mesh_api.names import GROUP, INJECTED_LABEL
 from pilotfish.operator.api import at_once
-from pilotfish.operator.errors import RIGHTS_PAGE
+from pilotfish.operator.errors import RIGHTS_PAGE, WEBHOOK_PAGE
 from pilotfish.operator.facts import Fact, State, some
 from pilotfish.operator.kinds import PODS, missing_right
 from pilotfish.operator.transport import Answer, Object
@@ -25,7 +25,6 @@ MOST = 20
 _OURS = f'"inject.{GROUP}"'
 """The webhook, as the API server names it."""
 _LINK = "docs/troubleshooting.md#pods-have-no-sidecar"
-_WEBHOOK = "docs/troubleshooting.md#the-webhook-fails"
 _ANNOTATIONS = "docs/kubernetes.md#put-workloads-into-the-mesh"
 
 
@@ -46,13 +45,13 @@ MISSED = Verdict(
     State.FAILED,
     "a new pod in {where} would get no sidecar ({run}): the webhook did not answer",
     "can the API server reach port 15017 of the control plane's pods? Is caBundle right?",
-    _WEBHOOK,
+    WEBHOOK_PAGE,
 )
 UNANSWERED = Verdict(
     State.FAILED,
     "no pod can be made in {where}",
     "the words behind the last colon say why: x509 is the caBundle, timeout a firewall",
-    _WEBHOOK,
+    WEBHOOK_PAGE,
 )
 REFUSED = Verdict(
     State.FAILED,

@@ -10,6 +10,7 @@ RIGHTS_PAGE = "docs/operations.md#rights"
 API_SERVER_PAGE = "docs/troubleshooting.md#the-api-server-does-not-answer-a-command"
 NOT_READY_PAGE = "docs/troubleshooting.md#the-control-plane-is-not-ready"
 OUT_OF_REACH_PAGE = "docs/troubleshooting.md#the-api-server-cannot-reach-a-pod"
+WEBHOOK_PAGE = "docs/troubleshooting.md#the-webhook-fails"
 """Pages and headings in this repository."""
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from control_plane.injector.patch import InjectionError, skip_reason
 from pilotfish.operator.control_plane_facts import all_logs
+from pilotfish.operator.errors import WEBHOOK_PAGE
 from pilotfish.operator.facts import Fact, failed, ok, some, warning
 from pilotfish.operator.kinds import INJECT
 from pilotfish.operator.pods import is_meshed
@@ -21,7 +22,6 @@ from pilotfish.operator.transport import Object
 from pilotfish.operator.world import World
 
 _LINK = "docs/troubleshooting.md#pods-have-no-sidecar"
-_WEBHOOK = "docs/troubleshooting.md#the-webhook-fails"
 
 
 def webhook(world: World) -> Iterator[Fact]:
@@ -49,7 +49,7 @@ def webhook(world: World) -> Iterator[Fact]:
             "webhook-ca",
             f"the webhook's caBundle is {state}: the API server will not trust the webhook",
             f"the control plane sets it within a minute; else {all_logs(world.system)}",
-            _WEBHOOK,
+            WEBHOOK_PAGE,
         )
 
 

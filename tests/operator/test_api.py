@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pilotfish.operator.errors import ApiError
+from pilotfish.operator.kinds import PODS
 from tests.support.kube_api import KubeApi
 from tests.support.operator_cluster import SYSTEM
 from tests.support.served_cluster import Served
@@ -72,6 +73,14 @@ def test_an_answer_that_is_none_says_what_to_do(
             hint.replace("SERVER", api.server),
             link,
         )
+
+
+def test_a_dry_run_that_takes_too_long_is_not_taken_for_an_api_server_that_is_away(served: Served) -> None:
+    served.reset(lambda api: api.silent.add("/pods"))
+    with served.api(0.1) as api, pytest.raises(ApiError) as slow:
+        api.dry_run(PODS, "shop", {})
+    assert (slow.value.status, slow.value.text) == (504, "a dry run of pods took longer than 0.1 s")
+    assert slow.value.hint.startswith("is there a webhook that does not answer?")
 
 
 def test_an_api_server_that_is_silent_is_said(served: Served) -> None:
