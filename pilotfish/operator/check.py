@@ -11,9 +11,19 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from pilotfish.operator import cluster_facts, control_plane_facts, injection_facts, route_facts, sidecar_facts
+from pilotfish.operator import (
+    clock_facts,
+    cluster_facts,
+    control_plane_facts,
+    dry_run_facts,
+    injection_facts,
+    network_facts,
+    rights_facts,
+    route_facts,
+    sidecar_facts,
+)
 from pilotfish.operator.errors import ApiError, OperatorError
-from pilotfish.operator.facts import Fact, Finding, all_well, failed, json_of, text_of
+from pilotfish.operator.facts import Fact, Finding, all_well, failed, json_of, text_of, warning
 from pilotfish.operator.options import add_cluster_options, open_api, reporting
 from pilotfish.operator.world import World
 
@@ -22,23 +32,25 @@ Look = Callable[[World], Iterator[Fact]]
 CLUSTER: tuple[Look, ...] = (
     cluster_facts.kubernetes_version,
     cluster_facts.node_versions,
-    cluster_facts.api_clock,
+    clock_facts.machine,
+    clock_facts.nodes,
+    network_facts.plugin,
     cluster_facts.gateway_definitions,
 )
 BEFORE: dict[str, tuple[Look, ...]] = {
     "cluster": CLUSTER,
-    "you": (cluster_facts.installing_rights,),
+    "you": (rights_facts.installing, rights_facts.granting),
     "before installing": (cluster_facts.leftovers,),
 }
 AFTER: dict[str, tuple[Look, ...]] = {
     "cluster": (*CLUSTER, cluster_facts.own_definitions),
-    "you": (cluster_facts.reading_rights,),
+    "you": (rights_facts.reading,),
     "control plane": (
         control_plane_facts.deployment,
         control_plane_facts.services,
         control_plane_facts.replicas,
         control_plane_facts.one_version,
-        control_plane_facts.clocks,
+        clock_facts.control_plane,
         control_plane_facts.root,
         control_plane_facts.serving_certificates,
         control_plane_facts.configuration,
@@ -46,7 +58,7 @@ AFTER: dict[str, tuple[Look, ...]] = {
     "injection": (
         injection_facts.webhook,
         injection_facts.namespaces,
-        injection_facts.dry_run,
+        dry_run_facts.new_pods,
         injection_facts.missed_pods,
     ),
     "sidecars": (
@@ -56,10 +68,17 @@ AFTER: dict[str, tuple[Look, ...]] = {
         sidecar_facts.identities,
         sidecar_facts.in_step,
         sidecar_facts.versions,
+        clock_facts.sidecars,
     ),
     "routes": (route_facts.routes,),
     "policies": (route_facts.policies,),
 }
+EXTRAS: dict[Look, str] = {
+    cluster_facts.node_versions: "versions of kubelets",
+    clock_facts.nodes: "clocks of nodes",
+    network_facts.plugin: "settings of the network plugin",
+}
+"""What is not known where a right is missing that is not everybody's to have. Nothing has failed then."""
 _INTERVAL = 2.0
 """Seconds between two looks of `--wait`."""
 
@@ -101,14 +120,14 @@ def look(world: World, sections: dict[str, tuple[Look, ...]]) -> list[Finding]:
                     findings.append(Finding(section, fact))
             except OperatorError as error:
                 if error.text not in unreadable:
-                    findings.append(Finding(section, _unreadable(error)))
+                    findings.append(Finding(section, _unreadable(error, EXTRAS.get(one, ""))))
                 unreadable.add(error.text)
                 if isinstance(error, ApiError) and error.status in (0, 401):
                     return findings
     return findings
 
 
-def _unreadable(error: OperatorError) -> Fact:
-    denied = isinstance(error, ApiError) and error.status in (401, 403)
-    page = "docs/operations.md#rights" if denied else "docs/troubleshooting.md#the-control-plane-is-not-ready"
-    return failed("readable", error.text, error.hint, page)
+def _unreadable(error: OperatorError, extra: str) -> Fact:
+    if extra and isinstance(error, ApiError) and error.status == 403:
+        return warning("readable", f"{extra}: {error.text}", error.hint, error.link)
+    return failed("readable", error.text, error.hint, error.link)

@@ -1,11 +1,10 @@
-"""Facts about the cluster itself: versions, clocks, definitions, and the rights of the user.
+"""Facts about the cluster itself: versions, definitions, and what is left of an earlier installation.
 
 Called by `check`, also before there is a mesh. Each function makes facts of what `World` reads.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 
@@ -13,56 +12,23 @@ from mesh_api.names import GROUP
 from pilotfish.operator import kinds
 from pilotfish.operator.errors import ApiError
 from pilotfish.operator.facts import Fact, failed, ok, some, warning
-from pilotfish.operator.kinds import GATEWAY_GROUP, Kind
+from pilotfish.operator.kinds import GATEWAY_GROUP
 from pilotfish.operator.world import World
 
 NATIVE_SIDECARS = (1, 29)
 """First version of Kubernetes whose init containers may run on (SidecarContainers, on by default)."""
 OWN_DEFINITIONS: tuple[str, ...] = (f"trafficpolicies.{GROUP}",)
 """CustomResourceDefinitions of `deploy/k8s`."""
-CLOCK_WARNING = 5.0
-CLOCK_FAILURE = 60.0
-"""Seconds. Certificates are valid from a minute before they were signed."""
+_INSTALL_GATEWAY_API = (
+    "kubectl apply --server-side -f https://github.com/kubernetes-sigs/gateway-api/releases/download/"
+    "v1.6.1/standard-install.yaml"
+)
 _NEEDS = "docs/kubernetes.md#what-it-needs"
-_RIGHTS = "docs/operations.md#rights"
-_CLOCKS = "docs/troubleshooting.md#clocks"
-
-Right = tuple[str, Kind, str, str]
-"""Verb, kind, whose namespace (`system`, `each` or empty: of the cluster), subresource."""
-
-READING: tuple[Right, ...] = (
-    ("list", kinds.PODS, "each", ""),
-    ("get", kinds.PODS, "each", "proxy"),
-    ("list", kinds.NAMESPACES, "", ""),
-    ("get", kinds.PODS, "system", "proxy"),
-    ("get", kinds.DEPLOYMENTS, "system", ""),
-    ("get", kinds.SERVICES, "system", ""),
-    ("list", kinds.ENDPOINT_SLICES, "system", ""),
-    ("get", kinds.WEBHOOKS, "", ""),
-    ("list", kinds.HTTP_ROUTES, "each", ""),
-    ("list", kinds.GRPC_ROUTES, "each", ""),
-    ("list", kinds.TCP_ROUTES, "each", ""),
-    ("list", kinds.TRAFFIC_POLICIES, "each", ""),
-)
-INSTALLING: tuple[Right, ...] = (
-    ("create", kinds.NAMESPACES, "", ""),
-    ("create", kinds.DEFINITIONS, "", ""),
-    ("create", kinds.CLUSTER_ROLES, "", ""),
-    ("create", kinds.CLUSTER_ROLE_BINDINGS, "", ""),
-    ("create", kinds.WEBHOOKS, "", ""),
-    ("create", kinds.SERVICE_ACCOUNTS, "system", ""),
-    ("create", kinds.SERVICES, "system", ""),
-    ("create", kinds.DEPLOYMENTS, "system", ""),
-)
 
 
 def kubernetes_version(world: World) -> Iterator[Fact]:
-    _, answer = world.version
-    if answer.status != 200:
-        raise ApiError(answer.status, f"/version was answered with {answer.status}: {answer.text()[:200]}")
-    about = json.loads(answer.body)
-    text, found = about.get("gitVersion", "?"), version_of(about.get("gitVersion", ""))
-    if found >= NATIVE_SIDECARS:
+    text = str(world.about.get("gitVersion", "?"))
+    if version_of(text) >= NATIVE_SIDECARS:
         yield ok("kubernetes-version", f"Kubernetes {text} at {world.api.server}")
         return
     yield failed(
@@ -75,14 +41,9 @@ def kubernetes_version(world: World) -> Iterator[Fact]:
 
 def node_versions(world: World) -> Iterator[Fact]:
     """The kubelet has to know native sidecars too."""
-    try:
-        nodes = world.nodes
-    except ApiError as error:
-        if error.status != 403:
-            raise
-        yield warning("node-versions", "versions of kubelets: you may not list nodes", error.hint, _RIGHTS)
-        return
-    versions = {node["metadata"]["name"]: str(node["status"]["nodeInfo"]["kubeletVersion"]) for node in nodes}
+    versions = {
+        node["metadata"]["name"]: str(node["status"]["nodeInfo"]["kubeletVersion"]) for node in world.nodes
+    }
     old = sorted(name for name, version in versions.items() if version_of(version) < NATIVE_SIDECARS)
     if old:
         yield failed(
@@ -96,26 +57,6 @@ def node_versions(world: World) -> Iterator[Fact]:
         yield ok("node-versions", f"nodes: {len(versions)}, kubelet {known}")
 
 
-def api_clock(world: World) -> Iterator[Fact]:
-    asked, answer = world.version
-    if answer.date is None:
-        yield warning("clock", "the API server does not tell its time", "", _CLOCKS)
-        return
-    # `Date` has whole seconds: half of one is as good a guess as any.
-    yield clock_fact("clock", "this machine's clock", asked - (answer.date + 0.5), "the API server's")
-
-
-def clock_fact(name: str, whose: str, ahead: float, reference: str) -> Fact:
-    """`ahead`: seconds by which it is before the reference; negative: behind."""
-    if abs(ahead) <= CLOCK_WARNING:
-        return ok(name, f"{whose} agrees with {reference}")
-    text = f"{whose} is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} {reference}"
-    make = failed if abs(ahead) > CLOCK_FAILURE else warning
-    return make(
-        name, text, "is NTP running there? Certificates and tokens are refused by wrong clocks", _CLOCKS
-    )
-
-
 def gateway_definitions(world: World) -> Iterator[Fact]:
     group = world.group(GATEWAY_GROUP, "v1")
     names = {item["name"] for item in (group or {}).get("resources") or ()}
@@ -125,7 +66,7 @@ def gateway_definitions(world: World) -> Iterator[Fact]:
             "gateway-api",
             f"Gateway API's definitions are not installed ({', '.join(missing)} {GATEWAY_GROUP}/v1): "
             "there can be no routes",
-            "install its standard channel, 1.2 or later",
+            _INSTALL_GATEWAY_API,
             _NEEDS,
         )
         return
@@ -134,7 +75,7 @@ def gateway_definitions(world: World) -> Iterator[Fact]:
         yield warning(
             "gateway-api",
             f"Gateway API {version} is older than 1.2",
-            "install a newer standard channel",
+            _INSTALL_GATEWAY_API,
             _NEEDS,
         )
     else:
@@ -164,27 +105,6 @@ def own_definitions(world: World, names: Iterable[str] = OWN_DEFINITIONS) -> Ite
             )
         else:
             yield ok("definitions", f"definition {name} is installed")
-
-
-def reading_rights(world: World) -> Iterator[Fact]:
-    yield _rights(world, "rights", "read what this command looks at", READING)
-
-
-def installing_rights(world: World) -> Iterator[Fact]:
-    yield _rights(world, "install-rights", "install the mesh", INSTALLING)
-
-
-def _rights(world: World, name: str, purpose: str, rights: Iterable[Right]) -> Fact:
-    namespaces = {"system": world.system, "each": world.namespace, "": ""}
-    for verb, kind, whose, sub in rights:
-        if not world.api.may(verb, kind, namespaces[whose], sub):
-            where = (
-                f" in {namespaces[whose]}" if namespaces[whose] else " in all namespaces" * (whose == "each")
-            )
-            hint = kinds.missing_right(verb, kind, namespaces[whose], sub)
-            text = f"you may not {purpose}: no right to {verb} {kind.resource(sub)}{where}"
-            return failed(name, text, hint, _RIGHTS)
-    return ok(name, f"you may {purpose}")
 
 
 def leftovers(world: World) -> Iterator[Fact]:

@@ -6,14 +6,15 @@ Called by `check`. Each function makes facts of what `World` reads.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
 from importlib.metadata import version
 
-from pilotfish.operator.api import Object
-from pilotfish.operator.cluster_facts import clock_fact, version_of
+from mesh_api.names import STATUS_PORT
+from pilotfish.operator.cluster_facts import version_of
+from pilotfish.operator.errors import NOT_READY_PAGE
 from pilotfish.operator.facts import Fact, failed, logs, ok, some, warning
-from pilotfish.operator.replicas import CONTROL_PLANE, Replica, parse_time
+from pilotfish.operator.replicas import CONTROL_PLANE, SELECTOR, parse_time
 from pilotfish.operator.table import span
+from pilotfish.operator.transport import Object
 from pilotfish.operator.world import World
 
 SERVICES = (CONTROL_PLANE, "pilotfish-injector")
@@ -22,7 +23,6 @@ ROOT_FAILURE_DAYS = 30
 SERVING_WARNING = 3600.0
 """Seconds; the control plane's own certificates are renewed at half of their life, which is a day."""
 _INSTALL = "docs/kubernetes.md#install"
-_TROUBLE = "docs/troubleshooting.md#the-control-plane-is-not-ready"
 _UPGRADE = "docs/upgrade.md#upgrade"
 _CERTIFICATES = "docs/troubleshooting.md#certificates"
 
@@ -42,12 +42,13 @@ def deployment(world: World) -> Iterator[Fact]:
     text = f"{ready} of {wanted} replicas of the control plane are ready"
     describe = f"kubectl -n {world.system} describe deployment {CONTROL_PLANE}"
     if ready == 0:
-        yield failed("control-plane", text, describe, _TROUBLE)
+        yield failed("control-plane", text, describe, NOT_READY_PAGE)
     elif ready < wanted or updated < wanted:
         being = f"; {updated} are of the newest generation" if updated < wanted else ""
-        yield warning("control-plane", text + being, describe, _TROUBLE)
+        yield warning("control-plane", text + being, describe, NOT_READY_PAGE)
     elif wanted < 2:
-        yield warning("control-plane", f"{text}: one alone is no reserve", "give it two replicas", _TROUBLE)
+        scale = f"kubectl -n {world.system} scale deployment {CONTROL_PLANE} --replicas=2"
+        yield warning("control-plane", f"{text}: one alone is no reserve", scale, _INSTALL)
     else:
         yield ok("control-plane", text)
 
@@ -71,7 +72,7 @@ def services(world: World) -> Iterator[Fact]:
                 "services",
                 f"Service {name} has no ready endpoints",
                 f"kubectl -n {world.system} get endpointslices -l kubernetes.io/service-name={name}",
-                _TROUBLE,
+                NOT_READY_PAGE,
             )
         else:
             yield ok("services", f"Service {name} has {ready[name]} ready endpoints")
@@ -86,10 +87,11 @@ def replicas(world: World) -> Iterator[Fact]:
     for replica in world.replicas:
         name = f"{world.system}/{replica.name}"
         if replica.error:
-            yield failed("status-page", f"{name}: {replica.error}", replica.hint, _TROUBLE)
+            error = replica.error
+            yield failed("status-page", f"{name}: {error.text}", error.hint, error.link)
         elif replica.status["not_ready"]:
             text = f"{name} is not ready: {replica.status['not_ready']}"
-            yield failed("status-page", text, logs(name), _TROUBLE)
+            yield failed("status-page", text, logs(name), NOT_READY_PAGE)
         else:
             yield ok("status-page", f"{name} answers, version {replica.version}")
 
@@ -109,7 +111,7 @@ def one_version(world: World) -> Iterator[Fact]:
         yield warning(
             "control-plane-version",
             f"this command is of version {own}, the control plane of {known[0]}: more than one minor apart",
-            f"pip install pilotfish=={known[0]}",
+            "take that of the control plane's version: pip install . from a clone of it",
             _UPGRADE,
         )
     elif known:
@@ -153,7 +155,8 @@ def serving_certificates(world: World) -> Iterator[Fact]:
             if end is None:
                 continue
             left = parse_time(end).timestamp() - world.now()
-            text = f"{replica.name}: the certificate {what} ends in {span(left)}"
+            ends = f"ends in {span(left)}" if left > 0 else f"ended {span(-left)} ago"
+            text = f"{replica.name}: the certificate {what} {ends}"
             if left > SERVING_WARNING:
                 yield ok("serving-certificate", text)
             else:
@@ -162,20 +165,9 @@ def serving_certificates(world: World) -> Iterator[Fact]:
                 yield make("serving-certificate", text, hint, _CERTIFICATES)
 
 
-def clocks(world: World) -> Iterator[Fact]:
-    """Of the control plane's machines, by the time on its status pages."""
-    for replica in world.answering:
-        ahead = _ahead(replica)
-        if ahead is not None:
-            yield clock_fact("control-plane-clock", f"the clock of {replica.name}", ahead, "this machine's")
-
-
-def _ahead(replica: Replica) -> float | None:
-    told = replica.status.get("time")
-    if told is None or replica.asked_at is None:
-        return None
-    # Whole seconds: half of one is as good a guess as any.
-    return datetime.fromisoformat(told).timestamp() + 0.5 - replica.asked_at
+def all_logs(system: str) -> str:
+    """The command that shows what all replicas say: `logs` of a Deployment shows those of one."""
+    return f"kubectl -n {system} logs -l {SELECTOR} --prefix --tail=-1"
 
 
 def configuration(world: World) -> Iterator[Fact]:
@@ -190,7 +182,8 @@ def configuration(world: World) -> Iterator[Fact]:
                 yield make(
                     "configuration",
                     f"{number} in the configuration: {some(texts, 3)}",
-                    "pilotfish status, or the status page: all of them, with their objects",
+                    f"all: kubectl -n {world.system} port-forward deployment/{CONTROL_PLANE} {STATUS_PORT}, "
+                    f"and http://127.0.0.1:{STATUS_PORT}",
                     "docs/troubleshooting.md#a-route-has-no-effect",
                 )
         if not any(p["severity"] in ("error", "warning") for p in problems):

@@ -1,6 +1,6 @@
-"""Facts about injection: the webhook's configuration, whether it works, and which pods it has missed.
+"""Facts about injection: the webhook's configuration, labelled namespaces, and which pods were missed.
 
-Called by `check`. The webhook is tried as it is used: by making a pod, as a dry run.
+Called by `check`. Whether the webhook works, `dry_run_facts` tries.
 """
 
 from __future__ import annotations
@@ -8,20 +8,20 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import json
 import ssl
 from collections import defaultdict
 from collections.abc import Iterator
 
 from control_plane.injector.patch import InjectionError, skip_reason
-from mesh_api.names import INJECTED_LABEL
-from pilotfish.operator.api import Answer, Object
-from pilotfish.operator.facts import Fact, failed, logs, ok, some, warning
-from pilotfish.operator.kinds import INJECT, PODS, missing_right
-from pilotfish.operator.world import World, is_meshed
+from pilotfish.operator.control_plane_facts import all_logs
+from pilotfish.operator.errors import WEBHOOK_PAGE
+from pilotfish.operator.facts import Fact, failed, ok, some, warning
+from pilotfish.operator.kinds import INJECT
+from pilotfish.operator.pods import is_meshed
+from pilotfish.operator.transport import Object
+from pilotfish.operator.world import World
 
 _LINK = "docs/troubleshooting.md#pods-have-no-sidecar"
-_WEBHOOK = "docs/troubleshooting.md#the-webhook-fails"
 
 
 def webhook(world: World) -> Iterator[Fact]:
@@ -48,9 +48,8 @@ def webhook(world: World) -> Iterator[Fact]:
         yield failed(
             "webhook-ca",
             f"the webhook's caBundle is {state}: the API server will not trust the webhook",
-            "the control plane sets it within a minute; else "
-            f"{logs(f'{world.system}/deployment/pilotfish-control-plane')}",
-            _WEBHOOK,
+            f"the control plane sets it within a minute; else {all_logs(world.system)}",
+            WEBHOOK_PAGE,
         )
 
 
@@ -64,6 +63,17 @@ def bundle_print(bundle: str) -> str:
 
 
 def namespaces(world: World) -> Iterator[Fact]:
+    if world.namespace and world.namespace not in (item["metadata"]["name"] for item in world.namespaces):
+        text = f"there is no namespace {world.namespace}"
+        yield failed("namespaces", text, "kubectl get namespaces", "docs/operations.md#check")
+        return
+    for name in world.labelled_in_vain:
+        yield warning(
+            "namespaces",
+            f"the label of namespace {name} has no effect: its pods never get a sidecar",
+            f"kubectl label namespace {name} {INJECT}-",
+            "docs/kubernetes.md#install",
+        )
     if world.labelled:
         yield ok("namespaces", f"namespaces with injection: {some(world.labelled)}")
     else:
@@ -74,75 +84,6 @@ def namespaces(world: World) -> Iterator[Fact]:
             f"kubectl label namespace {which} {INJECT}=enabled",
             "docs/kubernetes.md#put-workloads-into-the-mesh",
         )
-
-
-def dry_run(world: World) -> Iterator[Fact]:
-    """Whether a new pod would get its sidecar."""
-    if world.webhook is None or not world.labelled:
-        return
-    namespace = world.labelled[0]
-    answer = world.api.ask("POST", PODS.path(namespace), {"dryRun": "All"}, probe_pod())
-    yield dry_run_fact(namespace, answer)
-
-
-def probe_pod() -> Object:
-    """A pod that the strictest namespace takes; it is never made."""
-    container = {
-        "name": "probe",
-        "image": "probe",
-        "resources": {
-            "requests": {"cpu": "1m", "memory": "1Mi"},
-            "limits": {"cpu": "1m", "memory": "1Mi"},
-        },
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "runAsNonRoot": True,
-            "runAsUser": 65534,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-    }
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"generateName": "pilotfish-check-"},
-        "spec": {"containers": [container]},
-    }
-
-
-def dry_run_fact(namespace: str, answer: Answer) -> Fact:
-    status = answer.status_object() or {}
-    message = str(status.get("message") or answer.text())[:500]
-    if answer.status == 201:
-        labels = json.loads(answer.body)["metadata"].get("labels") or {}
-        if labels.get(INJECTED_LABEL) == "true":
-            return ok("webhook-works", f"a new pod in namespace {namespace} would get its sidecar (dry run)")
-        return failed(
-            "webhook-works",
-            f"a new pod in namespace {namespace} would get no sidecar (dry run): the webhook did not answer",
-            "can the API server reach port 15017 of the control plane's pods? Is caBundle right?",
-            _WEBHOOK,
-        )
-    if "webhook" in message:
-        hint = "the words behind the last colon say why: x509 is the caBundle, timeout a firewall"
-        return failed(
-            "webhook-works", f"no pod can be made in namespace {namespace}: {message}", hint, _WEBHOOK
-        )
-    if "PodSecurity" in message:
-        return failed(
-            "webhook-works",
-            f"a pod with a sidecar is refused in namespace {namespace}: {message}",
-            "capture needs NET_ADMIN in an init container: let the namespace have it, "
-            "or annotate pods with mesh.pilotfish.dev/capture: disabled",
-            _LINK,
-        )
-    if answer.status == 403 and "cannot create" in message:
-        hint = missing_right("create", PODS, namespace)
-        return warning(
-            "webhook-works", "whether the webhook works was not tried: you may not create pods", hint, _LINK
-        )
-    text = f"a dry run of a pod in namespace {namespace} was answered with {answer.status}: {message}"
-    return warning("webhook-works", text, "a policy or quota of the cluster, perhaps", _LINK)
 
 
 def missed_pods(world: World) -> Iterator[Fact]:

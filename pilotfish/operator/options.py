@@ -39,6 +39,8 @@ def reporting(run: Callable[[], int]) -> int:
     except OperatorError as error:
         print(describe(error), file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130  # as a shell says it of SIGINT
     except BrokenPipeError:
         # `| head` has seen enough; without this Python complains once more when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

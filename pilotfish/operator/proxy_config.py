@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from mesh_api.names import ADMIN_PORT, SIDECAR_CONTAINER
-from pilotfish.operator.api import Api, Object
+from pilotfish.operator.api import Api
 from pilotfish.operator.errors import OperatorError
+from pilotfish.operator.facts import some
 from pilotfish.operator.kinds import INJECT, PODS
 from pilotfish.operator.options import add_cluster_options, open_api, reporting
 from pilotfish.operator.pages import PAGES
+from pilotfish.operator.pods import container_state, why_not_running
 from pilotfish.operator.replicas import fetch
 from pilotfish.operator.table import table
+from pilotfish.operator.transport import Object
+
+_ANOTHER = "is it of another version? pilotfish status shows versions"
 
 
 def run_proxy_config(arguments: Sequence[str]) -> int:
@@ -56,7 +61,7 @@ def _proxy_config(given: argparse.Namespace) -> int:
     except (KeyError, TypeError, AttributeError) as error:
         raise OperatorError(
             f"the sidecar's {page.path} is not as expected: {type(error).__name__}: {error}",
-            "is it of another version? pilotfish status shows versions; --output json shows what it sent",
+            f"{_ANOTHER}; --output json shows what it sent",
         ) from error
     return 0
 
@@ -81,39 +86,31 @@ def read_page(api: Api, namespace: str, name: str, path: str) -> Any:
         raise OperatorError(*reason)
     answer = api.page(namespace, name, ADMIN_PORT, path)
     if answer.status != 200:
-        raise OperatorError(
-            f"the sidecar of {namespace}/{name} answered {path} with {answer.status}: {answer.text()}"
-        )
+        text = f"the sidecar of {namespace}/{name} answered {path} with {answer.status}: {answer.text()}"
+        raise OperatorError(text, _ANOTHER)
     try:
         return json.loads(answer.body)
     except ValueError as error:
-        raise OperatorError(f"what {namespace}/{name} sends for {path} is no JSON") from error
+        raise OperatorError(f"what {namespace}/{name} sends for {path} is no JSON", _ANOTHER) from error
 
 
 def why_not_askable(pod: Object) -> tuple[str, str] | None:
     """What is wrong with a pod whose sidecar cannot answer, and what to do; None: it should."""
     namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
-    spec, status = pod["spec"], pod.get("status") or {}
-    if SIDECAR_CONTAINER not in _names([*(spec.get("initContainers") or ()), *spec["containers"]]):
+    if container_state(pod, SIDECAR_CONTAINER) is None:
         return (
             f"pod {namespace}/{name} has no sidecar",
             f"kubectl label namespace {namespace} {INJECT}=enabled if it is not labelled; "
             "then kubectl rollout restart what made the pod",
         )
-    states = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-    state = next((entry.get("state") or {} for entry in states if entry["name"] == SIDECAR_CONTAINER), {})
-    if "running" in state:
+    reason = why_not_running(pod)
+    if not reason:
         return None
-    detail = (state.get("waiting") or state.get("terminated") or {}).get("reason") or status.get("phase", "")
     return (
-        f"the sidecar of pod {namespace}/{name} does not run ({detail or 'not started'})",
+        f"the sidecar of pod {namespace}/{name} does not run ({reason})",
         f"kubectl -n {namespace} describe pod {name}; "
         f"kubectl -n {namespace} logs {name} -c {SIDECAR_CONTAINER}",
     )
-
-
-def _names(containers: Iterable[Object]) -> list[str]:
-    return [str(container.get("name")) for container in containers]
 
 
 def _nearest(api: Api, namespace: str, name: str) -> str:
@@ -122,4 +119,6 @@ def _nearest(api: Api, namespace: str, name: str) -> str:
     near = [pod for pod in known if pod.startswith(name)] or get_close_matches(name, known, 3, 0.5)
     if near:
         return f"did you mean {', '.join(sorted(near)[:5])}?"
-    return f"namespace {namespace} has {', '.join(sorted(known)[:5]) or 'no pods'}"
+    if known:
+        return f"namespace {namespace} has {some(sorted(known))}"
+    return f"namespace {namespace} has no pods; another one: POD.NAMESPACE, or -n NAMESPACE"

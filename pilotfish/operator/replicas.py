@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from mesh_api.names import STATUS_PORT
-from pilotfish.operator.api import Api, Object
-from pilotfish.operator.errors import ApiError, OperatorError
+from mesh_api.names import ADMIN_PORT, STATUS_PORT
+from pilotfish.operator.api import Api, at_once
+from pilotfish.operator.errors import NOT_READY_PAGE, ApiError, OperatorError
 from pilotfish.operator.kinds import PODS
+from pilotfish.operator.transport import Object
 
 CONTROL_PLANE = "pilotfish-control-plane"
 """Name of Deployment, Service and ServiceAccount in `deploy/k8s`."""
@@ -32,8 +33,8 @@ class Replica:
     name: str
     status: Object
     """`/status.json`; empty when there is an error."""
-    error: str = ""
-    hint: str = ""
+    error: OperatorError | None = None
+    """Why it was not to be asked."""
     asked_at: float | None = None
     """Seconds since the epoch, by this machine's clock."""
 
@@ -71,8 +72,9 @@ def replicas_in(api: Api, namespace: str) -> list[Replica]:
         raise OperatorError(
             f"no control plane runs in namespace {namespace}",
             f"kubectl -n {namespace} get pods; if it is elsewhere, use --system-namespace",
+            NOT_READY_PAGE,
         )
-    return [_asked(api, namespace, str(pod["metadata"]["name"])) for pod in pods]
+    return at_once(lambda pod: _asked(api, namespace, str(pod["metadata"]["name"])), pods)
 
 
 def _runs(pod: Object) -> bool:
@@ -81,15 +83,17 @@ def _runs(pod: Object) -> bool:
 
 
 def _asked(api: Api, namespace: str, pod: str) -> Replica:
+    hint = f"kubectl -n {namespace} logs {pod}"
     try:
         answer = api.page(namespace, pod, STATUS_PORT, "/status.json")
         if answer.status != 200:
-            return Replica(pod, {}, f"its status page answered with {answer.status}: {answer.text()[:200]}")
+            text = f"its status page answered with {answer.status}: {answer.text()[:200]}"
+            return Replica(pod, {}, OperatorError(text, hint, NOT_READY_PAGE))
         return Replica(pod, _object(answer.body), asked_at=time.time())
     except ApiError as error:
-        return Replica(pod, {}, error.text, error.hint)
+        return Replica(pod, {}, error)
     except ValueError:
-        return Replica(pod, {}, "its status page is no JSON object")
+        return Replica(pod, {}, OperatorError("its status page is no JSON object", hint, NOT_READY_PAGE))
 
 
 def replicas_at(addresses: Iterable[str]) -> list[Replica]:
@@ -99,21 +103,25 @@ def replicas_at(addresses: Iterable[str]) -> list[Replica]:
 
 def fetch(address: str, path: str, what: str) -> Any:
     """The JSON at a plain HTTP address, `what` it belongs to. Raises OperatorError."""
-    connection = http.client.HTTPConnection(address, timeout=_TIMEOUT)
+    port = {"control plane": STATUS_PORT, "sidecar": ADMIN_PORT}[what]
+    hint = f"HOST:PORT of its port {port}; kubectl -n NAMESPACE port-forward pod/POD {port} brings it here"
+    try:
+        connection = http.client.HTTPConnection(address, timeout=_TIMEOUT)
+    except http.client.InvalidURL as error:
+        raise OperatorError(f"{address!r} is no address of a {what}: {error}", hint) from error
     try:
         connection.request("GET", path)
         response = connection.getresponse()
         body = response.read()
         if response.status != 200:
             text = body.decode("utf-8", "replace").strip()
-            raise OperatorError(f"{what} at {address} answered {path} with {response.status}: {text}")
+            raise OperatorError(f"{what} at {address} answered {path} with {response.status}: {text}", hint)
         return json.loads(body)
     except (OSError, http.client.HTTPException) as error:
-        raise OperatorError(
-            f"no answer from the {what} at {address}: {error or type(error).__name__}"
-        ) from error
+        text = f"no answer from the {what} at {address}: {error or type(error).__name__}"
+        raise OperatorError(text, hint) from error
     except ValueError as error:
-        raise OperatorError(f"what {address} sends for {path} is no JSON: is it a {what}?") from error
+        raise OperatorError(f"what {address} sends for {path} is no JSON: is it a {what}?", hint) from error
     finally:
         connection.close()
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pilotfish.operator.api import Object
 from pilotfish.operator.facts import Fact, failed, ok, some, warning
 from pilotfish.operator.kinds import CONTROLLER, GRPC_ROUTES, HTTP_ROUTES, TCP_ROUTES, TRAFFIC_POLICIES
-from pilotfish.operator.world import World, full_name
+from pilotfish.operator.pods import full_name
+from pilotfish.operator.transport import Object
+from pilotfish.operator.world import World
 
 _LINKS = {
     "routes": "docs/troubleshooting.md#a-route-has-no-effect",

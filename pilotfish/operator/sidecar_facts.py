@@ -10,12 +10,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from mesh_api.names import INIT_CONTAINER, SIDECAR_CONTAINER
-from pilotfish.operator.api import Object
-from pilotfish.operator.control_plane_facts import apart
+from pilotfish.operator.control_plane_facts import all_logs, apart
 from pilotfish.operator.facts import Fact, failed, logs, ok, some, warning
+from pilotfish.operator.pods import container_state, full_name, why_not_running
 from pilotfish.operator.replicas import Client
-from pilotfish.operator.table import span
-from pilotfish.operator.world import World, container_state, full_name
+from pilotfish.operator.table import remaining, span
+from pilotfish.operator.transport import Object
+from pilotfish.operator.world import World
 
 CERTIFICATE_WARNING = 3600.0
 """Seconds; sidecars renew at about half of a day."""
@@ -61,29 +62,27 @@ def ready(world: World) -> Iterator[Fact]:
     meshed = world.meshed
     if not meshed:
         return
-    wrong: dict[str, str] = {}
-    for pod in meshed:
-        status = container_state(pod, SIDECAR_CONTAINER) or {}
-        if not status.get("ready") and not pod["metadata"].get("deletionTimestamp"):
-            wrong[full_name(pod)] = _state_text(status)
+    wrong = {
+        full_name(pod): why_not_running(pod) or "running, but not ready"
+        for pod in meshed
+        if not _is_ready(pod) and not pod["metadata"].get("deletionTimestamp")
+    }
     if not wrong:
         yield ok("sidecars-ready", f"sidecars: {len(meshed)} ready")
         return
     name, reason = next(iter(wrong.items()))
+    namespace, pod = name.split("/")
     yield failed(
         "sidecars-ready",
         f"not ready: the sidecars of {_of(wrong, meshed)} ({name}: {reason})",
-        f"{logs(name, SIDECAR_CONTAINER)}; pilotfish status says what they wait for",
+        f"pilotfish status says what they wait for; kubectl -n {namespace} describe pod {pod}; "
+        f"{logs(name, SIDECAR_CONTAINER)}",
         _READY,
     )
 
 
-def _state_text(status: Object) -> str:
-    state = status.get("state") or {}
-    if "running" in state:
-        return "running, but not ready"
-    found = state.get("waiting") or state.get("terminated") or {}
-    return str(found.get("reason") or "not started")
+def _is_ready(pod: Object) -> bool:
+    return bool((container_state(pod, SIDECAR_CONTAINER) or {}).get("ready"))
 
 
 def connected(world: World) -> Iterator[Fact]:
@@ -91,12 +90,12 @@ def connected(world: World) -> Iterator[Fact]:
     if not world.answering:
         return
     known = {(client.namespace, client.name) for client in world.clients}
-    running = [pod for pod in world.meshed if (container_state(pod, SIDECAR_CONTAINER) or {}).get("ready")]
+    running = [pod for pod in world.meshed if _is_ready(pod)]
     lost = {full_name(pod): "" for pod in running if tuple(full_name(pod).split("/")) not in known}
     silent = [replica.name for replica in world.replicas if replica.error]
     if lost and silent:
-        text = f"{_of(lost, running)} may be connected to {some(silent)}, which was not asked"
-        yield warning("sidecars-connected", text, "see above why it was not", _STEP)
+        text = f"{_of(lost, running)} may be connected to {some(silent)}, which did not answer"
+        yield warning("sidecars-connected", text, "its line above says why", _STEP)
     elif lost:
         yield failed(
             "sidecars-connected",
@@ -115,8 +114,8 @@ def identities(world: World) -> Iterator[Fact]:
     signed, refused = (sum(int(entry[key]) for entry in found) for key in ("signed", "refused"))
     text = f"identities: {signed} certificates were signed since the control plane started, {refused} refused"
     if refused:
-        command = logs(f"{world.system}/deployment/pilotfish-control-plane")
-        yield warning("identities", text, f"{command} | grep 'certificate refused'", _CERTIFICATES)
+        command = f"{all_logs(world.system)} | grep 'certificate refused'"
+        yield warning("identities", text, command, _CERTIFICATES)
     elif not signed and world.meshed:
         yield warning("identities", text, "sidecars renew after half a day at the latest", _CERTIFICATES)
     else:
@@ -135,8 +134,8 @@ def _ending(clients: Sequence[Client], now: float) -> Iterator[Fact]:
         name = min(short, key=short.__getitem__)
         yield warning(
             "certificates",
-            f"certificates that were not renewed: {_of(short, left)} ({name}: {span(short[name])} left)",
-            "pilotfish proxy-config POD certs shows the last error",
+            f"certificates that were not renewed: {_of(short, left)} ({name}: {remaining(short[name])})",
+            f"{_proxy_config(name)} certs shows the last error",
             _CERTIFICATES,
         )
     elif left:
@@ -158,7 +157,7 @@ def in_step(world: World) -> Iterator[Fact]:
     yield (failed if refused else warning)(
         "sidecars-in-step",
         f"not in step: {_of(behind, clients)} ({name}: {reason})",
-        "pilotfish status",
+        "pilotfish status shows them all, and what they refused",
         _STEP,
     )
 
@@ -182,12 +181,19 @@ def versions(world: World) -> Iterator[Fact]:
         yield warning(
             "sidecar-versions",
             f"more than one minor version from the control plane: {_of(far, world.clients)}",
-            "restart what made these pods: kubectl -n NAMESPACE rollout restart deployment NAME",
+            "restart what made these pods, in each of their namespaces: "
+            f"kubectl -n {min(far).split('/')[0]} rollout restart deployment",
             "docs/upgrade.md#upgrade",
         )
     else:
         counts = ", ".join(f"{len(names)} of {version}" for version, names in sorted(by_version.items()))
         yield ok("sidecar-versions", f"versions of sidecars: {counts}")
+
+
+def _proxy_config(sidecar: str) -> str:
+    """The command that asks one of them (`NAMESPACE/NAME`)."""
+    namespace, name = sidecar.split("/")
+    return f"pilotfish proxy-config {name}.{namespace}"
 
 
 def _numbered(version: str) -> bool:

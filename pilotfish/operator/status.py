@@ -9,22 +9,21 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from mesh_api.names import ADMIN_PORT, INJECTED_LABEL
-from pilotfish.operator.api import Api, Object
+from pilotfish.operator.api import Api, at_once
 from pilotfish.operator.errors import OperatorError
 from pilotfish.operator.kinds import PODS
 from pilotfish.operator.options import add_cluster_options, open_api, reporting
+from pilotfish.operator.pods import full_name, why_not_running
 from pilotfish.operator.replicas import Client, Replica, clients_of, replicas_at, replicas_in
-from pilotfish.operator.table import span, table
+from pilotfish.operator.table import remaining, table
+from pilotfish.operator.transport import Object
 
 NOT_CONNECTED = "not connected"
 _HEAD = ("NAMESPACE", "NAME", "VERSION", "CONFIGURATION", "CERTIFICATE", "CONTROL PLANE")
-_AT_ONCE = 8
-"""Sidecars that are asked at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,8 @@ def _status(given: argparse.Namespace) -> int:
             rows = ask_sidecars(api, rows_of(clients_of(replicas), pods, given.namespace, now))
     for replica in replicas:
         if replica.error and len(replicas) == 1:
-            raise OperatorError(f"control plane {replica.name}: {replica.error}", replica.hint)
+            error = replica.error
+            raise OperatorError(f"control plane {replica.name}: {error.text}", error.hint, error.link)
     if given.output == "json":
         print(
             json.dumps(
@@ -95,7 +95,7 @@ def rows_of(clients: Sequence[Client], pods: Sequence[Object], namespace: str, n
         metadata, phase = pod["metadata"], (pod.get("status") or {}).get("phase")
         key = (str(metadata["namespace"]), str(metadata["name"]))
         if key not in rows and phase not in ("Succeeded", "Failed"):
-            rows[key] = Row(*key, "", NOT_CONNECTED, (), None, "")
+            rows[key] = Row(*key, "", NOT_CONNECTED, _why_not_running(pod), None, "")
     return [rows[key] for key in sorted(rows)]
 
 
@@ -112,17 +112,24 @@ def _row(client: Client, now: datetime) -> Row:
     )
 
 
+def _why_not_running(pod: Object) -> tuple[str, ...]:
+    """Nothing of one that runs, which can be asked itself."""
+    reason = why_not_running(pod)
+    namespace, name = full_name(pod).split("/")
+    describe = f"kubectl -n {namespace} describe pod {name}"
+    return (f"its sidecar does not run ({reason}): {describe}",) if reason else ()
+
+
 def ask_sidecars(api: Api, rows: Sequence[Row]) -> list[Row]:
     """Completes what the control plane does not know: why a sidecar is not connected, and certificates that
     were signed before the control plane started."""
 
     def complete(row: Row) -> Row:
         if row.configuration == NOT_CONNECTED:
-            return _with_reason(api, row)
+            return row if row.why else _with_reason(api, row)
         return row if row.certificate_seconds_left is not None else _with_certificate(api, row)
 
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        return list(threads.map(complete, rows))
+    return at_once(complete, rows)
 
 
 def _with_reason(api: Api, row: Row) -> Row:
@@ -163,7 +170,7 @@ def text(rows: Sequence[Row], replicas: Sequence[Replica]) -> str:
             row.name,
             row.version or "-",
             row.configuration,
-            "-" if row.certificate_seconds_left is None else f"{span(row.certificate_seconds_left)} left",
+            "-" if row.certificate_seconds_left is None else remaining(row.certificate_seconds_left),
             row.control_plane or "-",
         )
         for row in rows
@@ -174,8 +181,8 @@ def text(rows: Sequence[Row], replicas: Sequence[Replica]) -> str:
         result += [line, *(f"    {reason}" for reason in row.why)]
     for replica in replicas:
         if replica.error:
-            result.append(f"! control plane {replica.name} was not asked: {replica.error}")
-            result += [f"    {replica.hint}"] if replica.hint else []
+            result.append(f"! control plane {replica.name} did not answer: {replica.error.text}")
+            result += [f"    {part}" for part in (replica.error.hint, replica.error.link) if part]
     behind = sum(row.configuration != "in step" for row in rows)
     versions = ", ".join(sorted({replica.version for replica in replicas if not replica.error}))
     result.append(
@@ -186,4 +193,8 @@ def text(rows: Sequence[Row], replicas: Sequence[Replica]) -> str:
 
 
 def _about(replica: Replica) -> Object:
-    return {"name": replica.name, "version": replica.version, "error": replica.error}
+    return {
+        "name": replica.name,
+        "version": replica.version,
+        "error": replica.error.text if replica.error else "",
+    }

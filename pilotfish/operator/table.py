@@ -22,3 +22,8 @@ def span(seconds: float) -> str:
         if size >= least * length:
             return f"{sign}{int(size // length)}{unit}"
     return f"{sign}{int(size)}s"
+
+
+def remaining(seconds: float) -> str:
+    """What is left of a certificate: `23h left`, or `ended 2h ago`."""
+    return f"{span(seconds)} left" if seconds > 0 else f"ended {span(-seconds)} ago"

@@ -6,15 +6,16 @@ Every attribute raises ApiError when it cannot be read. Failures are remembered:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from mesh_api.names import INJECTED_LABEL, SIDECAR_CONTAINER
 from pilotfish.operator import kinds
-from pilotfish.operator.api import Answer, Api, Object
+from pilotfish.operator.api import DISCOVERY, Api
 from pilotfish.operator.errors import OperatorError
 from pilotfish.operator.kinds import INJECT, Kind
+from pilotfish.operator.pods import is_meshed
 from pilotfish.operator.replicas import Client, Replica, clients_of, replicas_in
+from pilotfish.operator.transport import Answer, Object
 
 T = TypeVar("T")
 
@@ -52,8 +53,20 @@ class World:
         return self._once("version", lambda: (self.now(), self.api.ask("GET", "/version")))
 
     @property
+    def about(self) -> Object:
+        """What `/version` says."""
+        return self.api.read(self.version[1], "get /version", DISCOVERY)
+
+    @property
     def nodes(self) -> list[Object]:
         return self._list(kinds.NODES)
+
+    @property
+    def node_leases(self) -> tuple[float, list[Object]]:
+        """Our time when they were there, and what kubelets write to show that they live."""
+        return self._once(
+            "leases", lambda: (self.api.items(kinds.LEASES, "kube-node-lease"), self.now())[::-1]
+        )
 
     @property
     def namespaces(self) -> list[Object]:
@@ -62,11 +75,25 @@ class World:
     @property
     def labelled(self) -> list[str]:
         """Namespaces whose new pods get a sidecar, of those that are looked at."""
+        return [name for name in self._labelled if name not in self._never]
+
+    @property
+    def labelled_in_vain(self) -> list[str]:
+        return [name for name in self._labelled if name in self._never]
+
+    @property
+    def _never(self) -> tuple[str, str]:
+        """What the webhook itself needs to run, which its configuration leaves out whatever labels say."""
+        return self.system, "kube-system"
+
+    @property
+    def _labelled(self) -> list[str]:
         return [
             item["metadata"]["name"]
             for item in self.namespaces
             if (item["metadata"].get("labels") or {}).get(INJECT) == "enabled"
             and self.namespace in ("", item["metadata"]["name"])
+            and not item["metadata"].get("deletionTimestamp")
         ]
 
     @property
@@ -81,11 +108,11 @@ class World:
 
     @property
     def deployment(self) -> Object | None:
-        return self._system(kinds.DEPLOYMENTS, "pilotfish-control-plane")
+        return self.one(kinds.DEPLOYMENTS, self.system, "pilotfish-control-plane")
 
     @property
     def webhook(self) -> Object | None:
-        return self._once("webhook", lambda: self.api.get(kinds.WEBHOOKS, "", "pilotfish-injector"))
+        return self.one(kinds.WEBHOOKS, "", "pilotfish-injector")
 
     @property
     def endpoint_slices(self) -> list[Object]:
@@ -105,14 +132,26 @@ class World:
         return [client for client in found if self.namespace in ("", client.namespace)]
 
     def service(self, name: str) -> Object | None:
-        return self._system(kinds.SERVICES, name)
+        return self.one(kinds.SERVICES, self.system, name)
 
     def routes(self, kind: Kind) -> list[Object]:
         """Or policies; none where the cluster does not have the kind."""
+        if not self.serves(kind):
+            return []
         return self._once(kind.plural, lambda: self.api.items(kind, self.namespace))
 
+    def serves(self, kind: Kind) -> bool:
+        """Whether the cluster has the kind. Asked before a list, whose refusal would come first."""
+        if kind.group not in kinds.DEFINED_GROUPS:
+            return True
+        known = self.group(kind.group, kind.version) or {}
+        return kind.plural in (item["name"] for item in known.get("resources") or ())
+
     def definition(self, name: str) -> Object | None:
-        return self._once(name, lambda: self.api.get(kinds.DEFINITIONS, "", name))
+        return self.one(kinds.DEFINITIONS, "", name)
+
+    def one(self, kind: Kind, namespace: str, name: str) -> Object | None:
+        return self._once(kind.path(namespace, name), lambda: self.api.get(kind, namespace, name))
 
     def group(self, group: str, version: str) -> Object | None:
         """What the API server has of a group; everybody may ask."""
@@ -121,30 +160,3 @@ class World:
 
     def _list(self, kind: Kind) -> list[Object]:
         return self._once(kind.plural, lambda: self.api.items(kind))
-
-    def _system(self, kind: Kind, name: str) -> Object | None:
-        return self._once(f"{kind.plural}/{name}", lambda: self.api.get(kind, self.system, name))
-
-
-def is_meshed(pod: Object) -> bool:
-    """Whether it was given a sidecar."""
-    labels = pod["metadata"].get("labels") or {}
-    return labels.get(INJECTED_LABEL) == "true" and container_state(pod, SIDECAR_CONTAINER) is not None
-
-
-def containers(pod: Object) -> Sequence[Object]:
-    """Init containers and others."""
-    return [*(pod["spec"].get("initContainers") or ()), *pod["spec"]["containers"]]
-
-
-def container_state(pod: Object, name: str) -> Object | None:
-    """Status of a container; empty: the kubelet has said nothing yet; None: the pod has none so called."""
-    if name not in (container.get("name") for container in containers(pod)):
-        return None
-    status = pod.get("status") or {}
-    found = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-    return next((entry for entry in found if entry["name"] == name), {})
-
-
-def full_name(pod: Object) -> str:
-    return f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"

@@ -10,7 +10,6 @@ from random import Random
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from control_plane import leader
 from control_plane.app import cluster_trust
@@ -26,44 +25,10 @@ from control_plane.settings import parse_arguments
 from tests.support.kube_api import KubeApi
 from tests.support.kubernetes import backend, policy, route, service
 from tests.support.manifests import ROOT, documents
+from tests.support.rights import Right, asked, granted
 
 NAMESPACE = "pilotfish-system"
-Right = tuple[str, str, str, str]
-"""Namespace (empty: of the cluster), group, verb, resource with its subresource."""
-
-
-def granted() -> dict[Right, set[str] | None]:
-    """To the names that it holds for; None: all."""
-    rights: dict[Right, set[str] | None] = {}
-    for item in documents((ROOT / "deploy/k8s/base/rbac.yaml").read_text()):
-        if item["kind"] not in ("Role", "ClusterRole"):
-            continue
-        namespace = item["metadata"].get("namespace", "")
-        for rule in item["rules"]:
-            names = set(rule["resourceNames"]) if "resourceNames" in rule else None
-            for group in rule["apiGroups"]:
-                for resource in rule["resources"]:
-                    for verb in rule["verbs"]:
-                        assert (namespace, group, verb, resource) not in rights
-                        rights[namespace, group, verb, resource] = names
-    return rights
-
-
-def asked(request: web.Request) -> tuple[Right, str] | None:
-    """As the API server takes it apart, with the object's name; None for what everybody may ask."""
-    parts = request.path.strip("/").split("/")
-    group, rest = ("", parts[2:]) if parts[0] == "api" else (parts[1] if len(parts) > 1 else "", parts[3:])
-    if not rest:
-        return None  # discovery
-    namespace = ""
-    if rest[0] == "namespaces" and len(rest) > 2:
-        namespace, rest = rest[1], rest[2:]
-    resource, name, sub = (*rest, "", "")[:3]
-    verb = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}.get(request.method)
-    if verb is None:
-        verb = "get" if name else "watch" if "watch" in request.query else "list"
-    of_role = namespace if namespace == NAMESPACE else ""
-    return (of_role, group, verb, f"{resource}/{sub}" if sub else resource), name
+RBAC = documents((ROOT / "deploy/k8s/base/rbac.yaml").read_text())
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -133,9 +98,9 @@ def test_the_control_plane_has_the_rights_that_it_uses_and_no_others(
             await live(api)
             api.get("ConfigMap", "pilotfish-root", NAMESPACE)["data"]["root.pem"] = "another"
             await live(api)
-            rights = granted()
+            rights = granted(RBAC)
             for request in api.requests:
-                found = asked(request)
+                found = asked(request, NAMESPACE)
                 if found is None:
                     continue
                 right, name = found
@@ -145,4 +110,4 @@ def test_the_control_plane_has_the_rights_that_it_uses_and_no_others(
                 used.add(right)
 
     asyncio.run(main())
-    assert used == set(granted())
+    assert used == set(granted(RBAC))

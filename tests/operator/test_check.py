@@ -42,6 +42,8 @@ def test_a_healthy_mesh(tmp_path: Path, capsys: Output) -> None:
             "  ✓ Kubernetes v1.33.1 at https://127.0.0.1:PORT",
             "  ✓ nodes: 1, kubelet v1.33.1",
             "  ✓ this machine's clock agrees with the API server's",
+            "  ✓ clocks of nodes agree with the API server's, to a minute (nodes: 1)",
+            "  ✓ no network plugin chooses pods before sidecars do (Cilium, Calico)",
             "  ✓ Gateway API v1.3.0: HTTPRoute, GRPCRoute, TCPRoute",
             "  ✓ definition trafficpolicies.mesh.pilotfish.dev is installed",
             "you",
@@ -53,8 +55,8 @@ def test_a_healthy_mesh(tmp_path: Path, capsys: Output) -> None:
             f"  ✓ {SYSTEM}/cp-a answers, version {VERSION}",
             f"  ✓ {SYSTEM}/cp-b answers, version {VERSION}",
             f"  ✓ control plane {VERSION}, this command {VERSION}",
-            "  ✓ the clock of cp-a agrees with this machine's",
-            "  ✓ the clock of cp-b agrees with this machine's",
+            "  ✓ the clock of cp-a agrees with the API server's",
+            "  ✓ the clock of cp-b agrees with the API server's",
             "  ✓ the mesh's root ends in 3649 days",
             "  ✓ cp-a: the certificate of discovery ends in 23h",
             "  ✓ cp-a: the certificate of the webhook ends in 23h",
@@ -75,11 +77,12 @@ def test_a_healthy_mesh(tmp_path: Path, capsys: Output) -> None:
             "  ✓ certificates of sidecars last 23h at least",
             "  ✓ sidecars: 2 in step with their configuration",
             f"  ✓ versions of sidecars: 2 of {VERSION}",
+            "  ✓ clocks of sidecars agree with the API server's (asked: 2, one a node)",
             "routes",
             "  ✓ HTTPRoute: 1 accepted, and all that they name is there",
             "policies",
             "  ✓ TrafficPolicy: 1 accepted, and all that they name is there",
-            "0 failed, 0 to look at, 34 as they should be",
+            "0 failed, 0 to look at, 37 as they should be",
         ]
 
     in_cluster(tmp_path, scenario)
@@ -92,12 +95,13 @@ def test_before_installing_only_the_cluster_and_the_user_are_looked_at(
         api.delete("Deployment", "pilotfish-control-plane", SYSTEM)
         api.delete("MutatingWebhookConfiguration", "pilotfish-injector", "")
         assert await run("check", "--pre", "--kubeconfig", kubeconfig) == 0
-        assert capsys.readouterr().out.splitlines()[5:] == [
+        assert capsys.readouterr().out.splitlines()[7:] == [
             "you",
             "  ✓ you may install the mesh",
+            "  ✓ you may give the control plane its rights",
             "before installing",
             "  ✓ nothing is left of another installation",
-            "0 failed, 0 to look at, 6 as they should be",
+            "0 failed, 0 to look at, 9 as they should be",
         ]
 
     in_cluster(tmp_path, scenario)
@@ -147,9 +151,9 @@ def test_a_right_that_is_missing_is_named_once_with_the_command_that_gives_it(
         assert [(fact["text"], fact["hint"]) for fact in found if fact["state"] == "failed"] == [
             (
                 "you may not list pods: as the test wants it",
-                "kubectl create clusterrole pilotfish-operator --verb=list --resource=pods && kubectl create "
-                "clusterrolebinding pilotfish-operator --clusterrole=pilotfish-operator --user=NAME  "
-                "(kubectl auth whoami)",
+                "kubectl create clusterrole pilotfish-list-pods --verb=list --resource=pods && "
+                "kubectl create clusterrolebinding pilotfish-list-pods --clusterrole=pilotfish-list-pods "
+                "--user=NAME  (kubectl auth whoami)",
             )
         ]
         assert found[-1]["name"] == "policies"
@@ -166,7 +170,7 @@ def test_without_a_control_plane_everything_else_is_still_said(tmp_path: Path, c
         assert [fact["text"] for fact in facts if fact["state"] == "failed"] == [
             f"no control plane runs in namespace {SYSTEM}"
         ]
-        assert {"webhook", "webhook-works", "rules", "sidecars-ready", "routes"} <= {f["name"] for f in facts}
+        assert {"webhook", "new-pods", "rules", "sidecars-ready", "routes"} <= {f["name"] for f in facts}
 
     in_cluster(tmp_path, scenario)
 
@@ -182,9 +186,43 @@ def test_an_api_server_that_is_away_is_the_only_line(tmp_path: Path, capsys: Out
         assert (
             lines[2].strip() == "is context 'test' the right one, and is a VPN needed? kubectl cluster-info"
         )
+        assert lines[3].strip() == "docs/troubleshooting.md#the-api-server-does-not-answer-a-command"
         assert lines[-1] == "1 failed, 0 to look at, 0 as they should be"
 
     in_cluster(tmp_path, scenario)
+
+
+def test_whoever_is_not_known_is_told_so_once(tmp_path: Path, capsys: Output) -> None:
+    async def scenario(api: KubeApi, kubeconfig: str) -> None:
+        api.answer(401, times=99)
+        assert await run("check", "--kubeconfig", kubeconfig) == 1
+        assert capsys.readouterr().out.splitlines() == [
+            "cluster",
+            f"  ✗ the API server https://127.0.0.1:{api.port} does not know you",
+            "      log in again",
+            "      docs/troubleshooting.md#the-api-server-does-not-answer-a-command",
+            "1 failed, 0 to look at, 0 as they should be",
+        ]
+
+    in_cluster(tmp_path, scenario)
+
+
+def test_a_namespace_that_is_not_there_is_said(tmp_path: Path, capsys: Output) -> None:
+    async def scenario(api: KubeApi, kubeconfig: str) -> None:
+        assert await run("check", "-n", "shpo", "-o", "json", "--kubeconfig", kubeconfig) == 1
+        found = json.loads(capsys.readouterr().out)["facts"]
+        assert [fact["text"] for fact in found if fact["state"] == "failed"] == ["there is no namespace shpo"]
+
+    in_cluster(tmp_path, scenario)
+
+
+def test_interrupting_it_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "open_api", interrupted)
+    assert pilotfish(["check"]) == 130
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_wrong_option_ends_with_2(capsys: Output) -> None:

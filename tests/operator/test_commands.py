@@ -12,11 +12,25 @@ from pathlib import Path
 import pytest
 
 from pilotfish.cli import run as pilotfish
+from pilotfish.operator import clock_facts
+from pilotfish.operator.api import Api
+from pilotfish.operator.kubeconfig import load_context
+from pilotfish.operator.world import World
 from tests.support.clients import fetch
 from tests.support.kube_api import KubeApi
 from tests.support.kubernetes import account, backend, endpoint_slice, route, service
 from tests.support.mesh import STATUS, Mesh
-from tests.support.operator_cluster import SYSTEM, VERSION, client, page, plain, refusing, running, show_page
+from tests.support.operator_cluster import (
+    SYSTEM,
+    VERSION,
+    client,
+    not_pulled,
+    page,
+    plain,
+    refusing,
+    running,
+    show_page,
+)
 from tests.support.processes import loopback
 from tests.support.sidecars import ADMIN, OUTBOUND
 
@@ -82,6 +96,20 @@ def test_status_of_a_mesh_behind_an_api_server(mesh: Mesh, tmp_path: Path, capsy
     in_mesh(tmp_path, mesh, scenario)
 
 
+def test_sidecars_tell_their_clocks(mesh: Mesh, tmp_path: Path) -> None:
+    def found(kubeconfig: Path) -> list[str]:
+        with Api(load_context({}, tmp_path, file=kubeconfig)) as api:
+            return [fact.text for fact in clock_facts.sidecars(World(api, SYSTEM))]
+
+    async def scenario(api: KubeApi, _: str) -> None:
+        api.documents["/version"] = {"gitVersion": "v1.33.1"}
+        assert await asyncio.to_thread(found, api.kubeconfig()) == [
+            "clocks of sidecars agree with the API server's (asked: 2, one a node)"
+        ]
+
+    in_mesh(tmp_path, mesh, scenario)
+
+
 def test_status_by_address_needs_no_cluster(mesh: Mesh, capsys: Output) -> None:
     address = f"{mesh.host}:{STATUS}"
     assert pilotfish(["status", "--address", address, "-n", "shop", "-o", "json"]) == 0
@@ -93,9 +121,9 @@ def test_status_by_address_needs_no_cluster(mesh: Mesh, capsys: Output) -> None:
 
 def test_what_is_not_in_step_or_not_connected_says_why(mesh: Mesh, tmp_path: Path, capsys: Output) -> None:
     async def scenario(api: KubeApi, kubeconfig: str) -> None:
-        waiting = running("waiting", ready=False)
+        done = {**running("done"), "status": {"phase": "Succeeded"}}
         api.put(
-            running("users"), running("far"), waiting, {**running("done"), "status": {"phase": "Succeeded"}}
+            running("users"), running("far"), running("waiting", ready=False), not_pulled("pulling"), done
         )
         far = "/api/v1/namespaces/shop/pods/far:15000/proxy"
         api.documents[f"{far}/ready"] = {}
@@ -109,12 +137,14 @@ def test_what_is_not_in_step_or_not_connected_says_why(mesh: Mesh, tmp_path: Pat
             "NAMESPACE  NAME     VERSION  CONFIGURATION  CERTIFICATE  CONTROL PLANE",
             "shop       far      -        not connected  -            -",
             "    no answer from 10.0.0.9:15010",
+            "shop       pulling  -        not connected  -            -",
+            "    its sidecar does not run (ImagePullBackOff): kubectl -n shop describe pod pulling",
             f"shop       refuser  {VERSION}    not in step    -            cp-a",
             "    CDS refused users since 2026-01-01T00:00:00Z: no such field",
             "shop       users    0.0.9    in step        23h left     cp-a",
             "shop       waiting  -        not connected  -            -",
             "    the API server cannot reach shop/waiting at port 15000: as the test wants it",
-            f"4 sidecars, 3 not in step; control plane {VERSION}, 1 replica",
+            f"5 sidecars, 4 not in step; control plane {VERSION}, 1 replica",
         ]
 
     in_cluster(tmp_path, scenario)
@@ -216,7 +246,11 @@ def test_json_is_what_the_sidecar_says(mesh: Mesh, capsys: Output) -> None:
     ("pod", "error", "hint"),
     [
         ("user.shop", "there is no pod user in namespace shop", "did you mean users-1, users-2?"),
-        ("orders.none", "there is no pod orders in namespace none", "namespace none has no pods"),
+        (
+            "orders.none",
+            "there is no pod orders in namespace none",
+            "namespace none has no pods; another one: POD.NAMESPACE, or -n NAMESPACE",
+        ),
         (
             "alone.shop",
             "pod shop/alone has no sidecar",
@@ -231,7 +265,7 @@ def test_json_is_what_the_sidecar_says(mesh: Mesh, capsys: Output) -> None:
         (
             "a.b",
             "you may not get pods in namespace b",
-            "kubectl create role pilotfish-operator --namespace=b",
+            "kubectl create role pilotfish-get-pods --namespace=b",
         ),
     ],
 )
@@ -239,12 +273,10 @@ def test_what_is_not_to_be_had_is_said(
     tmp_path: Path, capsys: Output, pod: str, error: str, hint: str
 ) -> None:
     async def scenario(api: KubeApi, kubeconfig: str) -> None:
-        waiting = running("users-1", ready=False)
-        waiting["status"]["initContainerStatuses"][1]["state"] = {"waiting": {"reason": "ImagePullBackOff"}}
-        api.put(waiting, running("users-2"), plain("alone"))
+        api.put(not_pulled("users-1"), running("users-2"), plain("alone"))
         api.answer(403, path="/namespaces/b/pods/a")
         assert await run("proxy-config", pod, "routes", kubeconfig) == 1
-        first, second = capsys.readouterr().err.splitlines()
+        first, second, *_ = capsys.readouterr().err.splitlines()
         assert first.startswith(f"error: {error}")
         assert second.startswith(f"  {hint}")
 
@@ -257,6 +289,45 @@ def test_no_control_plane_is_said(tmp_path: Path, capsys: Output) -> None:
         assert capsys.readouterr().err.splitlines() == [
             "error: no control plane runs in namespace elsewhere",
             "  kubectl -n elsewhere get pods; if it is elsewhere, use --system-namespace",
+            "  docs/troubleshooting.md#the-control-plane-is-not-ready",
+        ]
+
+    in_cluster(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "hint"),
+    [
+        (
+            ["status", "--address", "host:port"],
+            "'host:port' is no address of a control plane: nonnumeric port: 'port'",
+            "HOST:PORT of its port 15014; kubectl -n NAMESPACE port-forward pod/POD 15014 brings it here",
+        ),
+        (
+            ["proxy-config", "--admin", "127.0.0.1:1", "certs"],
+            "no answer from the sidecar at 127.0.0.1:1: [Errno 111] Connection refused",
+            "HOST:PORT of its port 15000; kubectl -n NAMESPACE port-forward pod/POD 15000 brings it here",
+        ),
+    ],
+)
+def test_an_address_where_nobody_answers_is_said(
+    capsys: Output, words: list[str], error: str, hint: str
+) -> None:
+    assert pilotfish(words) == 1
+    assert capsys.readouterr().err.splitlines() == [f"error: {error}", f"  {hint}"]
+
+
+def test_control_planes_that_do_not_answer_are_said(tmp_path: Path, capsys: Output) -> None:
+    async def scenario(api: KubeApi, kubeconfig: str) -> None:
+        api.put(plain("cp-b", SYSTEM, **{"app.kubernetes.io/name": "pilotfish-control-plane"}))
+        show_page(api, "cp-b", page())
+        assert await run("status", kubeconfig) == 1
+        assert capsys.readouterr().out.splitlines()[1:] == [
+            "! control plane cp-a did not answer: the API server cannot reach pilotfish-system/cp-a at port "
+            "15014: error trying to reach service: i/o timeout",
+            "    is a NetworkPolicy or a firewall between them?",
+            "    docs/troubleshooting.md#the-api-server-cannot-reach-a-pod",
+            f"0 sidecars, 0 not in step; control plane {VERSION}, 2 replicas",
         ]
 
     in_cluster(tmp_path, scenario)

@@ -60,3 +60,10 @@ def test_links_between_pages_and_hints_of_commands_lead_somewhere() -> None:
         if not target.exists() or (anchor and anchor not in anchors(target)):
             wrong.append(f"{folder.name}: {link}")
     assert not wrong
+
+
+def test_manifests_that_pages_and_hints_name_are_there() -> None:
+    texts = [path.read_text() for path in (*PAGES, *(ROOT / "pilotfish").rglob("*.py"))]
+    named = {path for text in texts for path in re.findall(r"\bdeploy/k8s(?:/[\w-]+)*(?:\.yaml)?", text)}
+    assert "deploy/k8s/operator/clusterrole.yaml" in named
+    assert not [path for path in named if not (ROOT / path).exists()]

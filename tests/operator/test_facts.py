@@ -3,44 +3,49 @@
 from __future__ import annotations
 
 import base64
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from aiohttp import web
 
-from pilotfish.operator import cluster_facts, control_plane_facts, injection_facts, route_facts, sidecar_facts
-from pilotfish.operator.api import Api
-from pilotfish.operator.check import Look, look
-from pilotfish.operator.kubeconfig import load_context
+from pilotfish.operator import (
+    cluster_facts,
+    control_plane_facts,
+    injection_facts,
+    rights_facts,
+    route_facts,
+    sidecar_facts,
+)
+from pilotfish.operator.check import Look
 from pilotfish.operator.world import World
 from tests.support.kube_api import KubeApi, Object
 from tests.support.manifests import documents, manifest_files
+from tests.support.operator_changes import (
+    PROBLEM,
+    Change,
+    certificates,
+    gone,
+    hook,
+    pages,
+    replaced,
+    with_init,
+)
 from tests.support.operator_cluster import (
     ROOT_PEM,
     SYSTEM,
-    Served,
     at,
     client,
     issued,
+    labelled,
+    not_pulled,
     page,
     plain,
     policy,
     refusing,
     route,
     running,
-    show_page,
 )
-
-Change = Callable[[KubeApi], object]
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with Served(tmp_path_factory.mktemp("cluster")) as served:
-        yield served
-
+from tests.support.served_cluster import Served
 
 FactsOf = Callable[[Look, Change], list[str]]
 
@@ -48,72 +53,12 @@ FactsOf = Callable[[Look, Change], list[str]]
 @pytest.fixture
 def facts_of(served: Served) -> FactsOf:
     """`state text` of the facts that are not well in a mesh that was healthy before a change."""
-
-    def read(one: Look, change: Change) -> list[str]:
-        served.reset(change)
-        with Api(load_context({}, served.directory, file=served.kubeconfig)) as api:
-            found = look(World(api, SYSTEM), {"": (one,)})
-        return [f"{f.fact.state.value} {f.fact.text}" for f in found if f.fact.state.value != "ok"]
-
-    return read
-
-
-def replaced(kind: str, name: str, namespace: str = SYSTEM, **parts: Any) -> Change:
-    return lambda api: api.put({**api.get(kind, name, namespace), **parts})
-
-
-def gone(kind: str, name: str, namespace: str = SYSTEM) -> Change:
-    return lambda api: api.delete(kind, name, namespace)
-
-
-def pages(first: Object, second: Object | None = None) -> Change:
-    """Of the two replicas."""
-
-    def change(api: KubeApi) -> None:
-        show_page(api, "cp-a", first)
-        show_page(api, "cp-b", page() if second is None else second)
-
-    return change
-
-
-def certificates(**more: Any) -> Object:
-    made = page()
-    made["certificates"] |= more
-    return made
-
-
-def hook(**more: Any) -> Change:
-    def change(api: KubeApi) -> None:
-        found = copy.deepcopy(api.get("MutatingWebhookConfiguration", "pilotfish-injector", ""))
-        found["webhooks"][0] |= more
-        api.put(found)
-
-    return change
-
-
-def refused(status: int, message: str) -> Change:
-    """What the API server says to the dry run."""
-    body = {"kind": "Status", "code": status, "message": message}
-
-    def change(api: KubeApi) -> None:
-        api.admit = lambda pod: web.json_response(body, status=status)
-
-    return change
-
-
-def with_init(**state: Any) -> Object:
-    pod = running("users-1")
-    pod["status"]["initContainerStatuses"][0] = {"name": "pilotfish-init", **state}
-    return pod
+    return lambda one, change: [
+        f"{fact.state.value} {fact.text}" for fact in served.facts(one, change) if fact.state.value != "ok"
+    ]
 
 
 NODE = {"kind": "Node", "metadata": {"name": "old"}, "status": {"nodeInfo": {"kubeletVersion": "v1.28.4"}}}
-PROBLEM = {"object": "HTTPRoute shop/r", "file": "", "field": "spec.rules[0]", "message": "no such Service"}
-IGNORED = [{"failurePolicy": "Ignore", "clientConfig": {}}]
-
-
-def set_document(path: str, body: Object) -> Change:
-    return lambda api: api.documents.update({path: body})
 
 
 @pytest.mark.parametrize(
@@ -127,7 +72,7 @@ def set_document(path: str, body: Object) -> Change:
         (
             cluster_facts.node_versions,
             lambda api: api.answer(403, path="/nodes"),
-            "warning versions of kubelets: you may not list nodes",
+            "warning versions of kubelets: you may not list nodes: as the test wants it",
         ),
         (
             cluster_facts.gateway_definitions,
@@ -149,13 +94,13 @@ def set_document(path: str, body: Object) -> Change:
             "warning Gateway API v1.1.0 is older than 1.2",
         ),
         (
-            cluster_facts.reading_rights,
+            rights_facts.reading,
             lambda api: api.denied.add(("get", "pods/proxy")),
             "failed you may not read what this command looks at: "
-            "no right to get pods/proxy in all namespaces",
+            f"no right to get pods/proxy in all namespaces, get pods/proxy in {SYSTEM}",
         ),
         (
-            cluster_facts.installing_rights,
+            rights_facts.installing,
             lambda api: api.denied.add(("create", "deployments")),
             f"failed you may not install the mesh: no right to create deployments.apps in {SYSTEM}",
         ),
@@ -237,7 +182,7 @@ def set_document(path: str, body: Object) -> Change:
         (
             control_plane_facts.serving_certificates,
             lambda api: pages(certificates(serving_not_after=at(hours=-2, minutes=-1)))(api),
-            "failed cp-a: the certificate of discovery ends in -2h",
+            "failed cp-a: the certificate of discovery ended 2h ago",
         ),
         (
             control_plane_facts.configuration,
@@ -265,26 +210,9 @@ def set_document(path: str, body: Object) -> Change:
             "warning no namespace is labelled mesh.pilotfish.dev/inject=enabled",
         ),
         (
-            injection_facts.dry_run,
-            lambda api: setattr(api, "admit", lambda pod: pod),
-            "failed a new pod in namespace shop would get no sidecar (dry run): the webhook did not answer",
-        ),
-        (
-            injection_facts.dry_run,
-            refused(500, 'failed calling webhook "inject.mesh.pilotfish.dev": x509: unknown authority'),
-            "failed no pod can be made in namespace shop: failed calling webhook "
-            '"inject.mesh.pilotfish.dev": x509: unknown authority',
-        ),
-        (
-            injection_facts.dry_run,
-            refused(403, 'pods "x" is forbidden: violates PodSecurity "restricted:latest"'),
-            'failed a pod with a sidecar is refused in namespace shop: pods "x" is forbidden: '
-            'violates PodSecurity "restricted:latest"',
-        ),
-        (
-            injection_facts.dry_run,
-            refused(403, 'pods is forbidden: User "me" cannot create resource "pods"'),
-            "warning whether the webhook works was not tried: you may not create pods",
+            injection_facts.namespaces,
+            lambda api: api.put(labelled("kube-system")),
+            "warning the label of namespace kube-system has no effect: its pods never get a sidecar",
         ),
         (
             injection_facts.missed_pods,
@@ -308,6 +236,11 @@ def set_document(path: str, body: Object) -> Change:
             "failed not ready: the sidecars of 1 of 2: shop/users-1 (shop/users-1: running, but not ready)",
         ),
         (
+            sidecar_facts.ready,
+            lambda api: api.put(not_pulled("users-1")),
+            "failed not ready: the sidecars of 1 of 2: shop/users-1 (shop/users-1: ImagePullBackOff)",
+        ),
+        (
             sidecar_facts.connected,
             lambda api: api.put(running("lost")),
             "failed not connected to the control plane: 1 of 3: shop/lost",
@@ -315,7 +248,7 @@ def set_document(path: str, body: Object) -> Change:
         (
             sidecar_facts.connected,
             lambda api: api.documents.pop(f"/api/v1/namespaces/{SYSTEM}/pods/cp-a:15014/proxy/status.json"),
-            "warning 1 of 2: shop/users-1 may be connected to cp-a, which was not asked",
+            "warning 1 of 2: shop/users-1 may be connected to cp-a, which did not answer",
         ),
         (
             sidecar_facts.identities,
@@ -376,11 +309,12 @@ def test_what_is_wrong_is_said(facts_of: FactsOf, one: Look, change: Change, exp
         plain("out", **{"mesh.pilotfish.dev/inject": "disabled"}),
         {**plain("done"), "status": {"phase": "Succeeded"}},
         plain("elsewhere", SYSTEM),
+        plain("dns", "kube-system"),
     ],
     ids=lambda pod: str(pod["metadata"]["name"]),
 )
 def test_a_pod_that_is_to_have_no_sidecar_is_not_missed(facts_of: FactsOf, pod: Object) -> None:
-    assert facts_of(injection_facts.missed_pods, lambda api: api.put(pod)) == []
+    assert facts_of(injection_facts.missed_pods, lambda api: api.put(pod, labelled("kube-system"))) == []
 
 
 def test_a_route_of_a_gateway_is_left_alone(facts_of: FactsOf) -> None:
@@ -399,20 +333,6 @@ def test_a_webhook_that_fails_everything_and_has_nobody_behind_it_stops_an_insta
     assert facts_of(cluster_facts.leftovers, change) == [
         "failed MutatingWebhookConfiguration pilotfish-injector is left of another installation (Fail)"
     ]
-
-
-@pytest.mark.parametrize(
-    ("ahead", "expected"),
-    [
-        (0.0, "ok it agrees with that"),
-        (-5.0, "ok it agrees with that"),
-        (6.0, "warning it is 6 s ahead of that"),
-        (-61.0, "failed it is 61 s behind that"),
-    ],
-)
-def test_clocks_may_differ_a_little(ahead: float, expected: str) -> None:
-    fact = cluster_facts.clock_fact("clock", "it", ahead, "that")
-    assert f"{fact.state.value} {fact.text}" == expected
 
 
 @pytest.mark.parametrize(

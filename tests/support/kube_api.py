@@ -43,6 +43,14 @@ PLURALS = {
     "MutatingWebhookConfiguration": "mutatingwebhookconfigurations",
     "Deployment": "deployments",
     "CustomResourceDefinition": "customresourcedefinitions",
+    "FelixConfiguration": "felixconfigurations",
+    "ClusterRole": "clusterroles",
+    "ClusterRoleBinding": "clusterrolebindings",
+    "Role": "roles",
+    "RoleBinding": "rolebindings",
+    "NetworkPolicy": "networkpolicies",
+    "PodDisruptionBudget": "poddisruptionbudgets",
+    "HorizontalPodAutoscaler": "horizontalpodautoscalers",
 }
 TOKEN = "control-plane-token"
 
@@ -75,14 +83,19 @@ class KubeApi:
         """SelfSubjectAccessReview: verb and resource (`pods/proxy`) that the user lacks the right for."""
         self.proxies: dict[tuple[str, str], tuple[str, int]] = {}
         """Namespace and `POD:PORT` to where the pod's port really is; others cannot be reached."""
-        self.admit: Callable[[Object], Object | web.Response] = lambda pod: pod
-        """What becomes of a Pod that is created as a dry run."""
+        self.admit: Callable[[Object], Object | web.Response] = lambda item: item
+        """What becomes of an object that is created as a dry run."""
+        self.date: Callable[[], str] | None = None
+        """What documents are dated instead of with the time."""
         self.delay = 0.0
+        self.silent: set[str] = set()
+        """Ends of paths that are answered only when the server goes."""
+        self._gone = asyncio.Event()
         self._open: Counter[int] = Counter()
         """Watches, by the generation that `drop_watches` ends."""
         self.port = 0
         self.max_page = 500
-        self._moods: list[Mood] = []
+        self.moods: list[Mood] = []
         self._version = 100
         self._oldest = 0
         self._history: list[tuple[int, str, str, Object]] = []
@@ -138,7 +151,7 @@ class KubeApi:
             return request.path.endswith(path) and watch in (None, "watch" in request.query)
 
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        self._moods.append(Mood(status, matches, times, named))
+        self.moods.append(Mood(status, matches, times, named))
 
     def seen(self, method: str, path: str) -> list[web.Request]:
         return [r for r in self.requests if r.method == method and r.path.endswith(path)]
@@ -177,6 +190,7 @@ class KubeApi:
 
     async def up(self) -> None:
         """Listens, on the same port as before."""
+        self._gone.clear()
         app = web.Application(client_max_size=16 * 1024 * 1024)
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.1)
@@ -186,6 +200,7 @@ class KubeApi:
 
     async def down(self) -> None:
         """Cuts every connection and listens no more."""
+        self._gone.set()
         await self.drop_watches()
         if self._runner is not None:
             await self._runner.cleanup()
@@ -198,9 +213,11 @@ class KubeApi:
         if self.delay:
             await request.read()  # what has come takes effect, whether or not the client waits for it
             await asyncio.sleep(self.delay)
+        if request.path.endswith(tuple(self.silent)):
+            await self._gone.wait()
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return _status(401, "Unauthorized", "no valid token")
-        for mood in self._moods:
+        for mood in self.moods:
             if mood.times and mood.matches(request):
                 mood.times -= 1
                 return _status(mood.status, _reason(mood.status), "as the test wants it", mood.headers)
@@ -209,7 +226,8 @@ class KubeApi:
         if request.path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":
             return self._access_review(await request.json())
         if request.path in self.documents:
-            return web.json_response(self.documents[request.path])
+            headers = {"Date": self.date()} if self.date else None
+            return web.json_response(self.documents[request.path], headers=headers)
         if request.path.startswith("/apis/") and request.path.count("/") < 4:
             return web.Response(status=404, text="404 page not found\n")
         version, plural, namespace, name, sub = _split(request.path)
@@ -220,13 +238,19 @@ class KubeApi:
         if name:
             return await self._one(request, (plural, namespace, name), sub)
         if request.query.get("dryRun") == "All":
-            admitted = self.admit(await request.json())
-            return admitted if isinstance(admitted, web.Response) else web.json_response(admitted, status=201)
+            return self._dry_run(namespace, await request.json())
         if request.method == "POST":
             return self._create(plural, namespace, await request.json())
         if "watch" in request.query:
             return await self._watch(request, plural)
         return self._list(request, plural)
+
+    def _dry_run(self, namespace: str, item: Object) -> web.Response:
+        if namespace and ("namespaces", "", namespace) not in self.objects:
+            return _status(404, "NotFound", f'namespaces "{namespace}" not found')
+        item["metadata"] |= {"namespace": namespace} if namespace else {}
+        admitted = self.admit(item)
+        return admitted if isinstance(admitted, web.Response) else web.json_response(admitted, status=201)
 
     def _list(self, request: web.Request, plural: str) -> web.Response:
         version, start = self._version, 0

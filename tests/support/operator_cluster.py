@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import copy
-import threading
-from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -22,43 +18,6 @@ SYSTEM = "pilotfish-system"
 ROOT_PEM = make_ca("mesh").certificate.public_bytes(Encoding.PEM).decode()
 REPLICAS = ("cp-a", "cp-b")
 VERSION = version("pilotfish")
-
-
-class Served:
-    """The cluster behind an API server on a thread of its own, for tests that are not asynchronous."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.kubeconfig = directory / "kubeconfig"
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._api = KubeApi(directory)
-
-    def __enter__(self) -> Served:
-        self._thread.start()
-        self._await(self._api.__aenter__())
-        self._api.kubeconfig()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._await(self._api.__aexit__())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def reset(self, change: Callable[[KubeApi], object]) -> None:
-        """A healthy mesh again, then `change`."""
-
-        async def changed() -> None:
-            for state in (self._api.objects, self._api.documents, self._api.denied, self._api.proxies):
-                state.clear()
-            install(self._api)
-            change(self._api)
-
-        self._await(changed())
-
-    def _await(self, work: Coroutine[Any, Any, Any]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
 
 def at(**ahead: float) -> str:
@@ -124,6 +83,7 @@ def running(name: str, namespace: str = "shop", *, ready: bool = True, **labels:
             "labels": {"mesh.pilotfish.dev/injected": "true", **labels},
         },
         "spec": {
+            "nodeName": f"node-{name[-1]}",
             "initContainers": [{"name": "pilotfish-init"}, {"name": "pilotfish-sidecar"}],
             "containers": [{"name": "app"}],
         },
@@ -131,11 +91,46 @@ def running(name: str, namespace: str = "shop", *, ready: bool = True, **labels:
     }
 
 
+def not_pulled(name: str) -> Object:
+    """A pod whose sidecar's image is not there."""
+    pod = running(name, ready=False)
+    pod["status"]["initContainerStatuses"][1]["state"] = {"waiting": {"reason": "ImagePullBackOff"}}
+    return pod
+
+
 def plain(name: str, namespace: str = "shop", **labels: str) -> Object:
     """A pod without a sidecar."""
     metadata = {"name": name, "namespace": namespace, "labels": labels}
     spec = {"containers": [{"name": "app"}]}
     return {"kind": "Pod", "metadata": metadata, "spec": spec, "status": {"phase": "Running"}}
+
+
+def lease(node: str, **ahead: float) -> Object:
+    """As a node renews it whose clock is ahead."""
+    metadata = {"name": node, "namespace": "kube-node-lease"}
+    return {
+        "kind": "Lease",
+        "metadata": metadata,
+        "spec": {"leaseDurationSeconds": 40, "renewTime": at(**ahead)},
+    }
+
+
+def show_certificate(api: KubeApi, pod: str, **ahead: float) -> None:
+    """What a sidecar says of its certificate, whose clock is ahead."""
+    left = timedelta(hours=12)
+    entry = {
+        "not_after": at(seconds=(left + timedelta(**ahead)).total_seconds()),
+        "seconds_left": left.total_seconds(),
+    }
+    api.documents[f"/api/v1/namespaces/shop/pods/{pod}:15000/proxy/certs"] = {"mesh": entry}
+
+
+def labelled(name: str) -> Object:
+    """A namespace whose new pods get sidecars."""
+    return {
+        "kind": "Namespace",
+        "metadata": {"name": name, "labels": {"mesh.pilotfish.dev/inject": "enabled"}},
+    }
 
 
 def show_page(api: KubeApi, replica: str, body: Object) -> None:
@@ -177,12 +172,14 @@ def install(api: KubeApi) -> None:
     api.documents["/version"] = {"gitVersion": "v1.33.1"}
     resources = [{"name": "httproutes"}, {"name": "grpcroutes"}, {"name": "tcproutes"}]
     api.documents["/apis/gateway.networking.k8s.io/v1"] = {"resources": resources}
+    api.documents["/apis/mesh.pilotfish.dev/v1alpha1"] = {"resources": [{"name": "trafficpolicies"}]}
     api.put(*_cluster(), *_control_plane(), route("r", Accepted="True", ResolvedRefs="True"))
     api.put(policy("p", "True"))
     for replica, name in zip(REPLICAS, ("users-1", "users-2"), strict=True):
         host = f"10.0.0.{name[-1]}"
         api.put(plain(replica, SYSTEM, **{"app.kubernetes.io/name": "pilotfish-control-plane"}))
         api.put(running(name))
+        show_certificate(api, name)
         # Signed by the one, connected to the other.
         other = f"10.0.0.{3 - int(name[-1])}"
         show_page(
@@ -191,25 +188,27 @@ def install(api: KubeApi) -> None:
     api.admit = injected
 
 
-def injected(pod: Object) -> Object:
-    """What the webhook makes of a pod, as far as anybody looks."""
-    made = copy.deepcopy(pod)
-    made["metadata"]["labels"] = {"mesh.pilotfish.dev/injected": "true"}
+def injected(item: Object) -> Object:
+    """What the webhook makes of a pod, as far as anybody looks; it is asked of pods alone."""
+    made = copy.deepcopy(item)
+    if made["kind"] == "Pod":
+        made["metadata"]["labels"] = {"mesh.pilotfish.dev/injected": "true"}
     return made
 
 
 def _cluster() -> list[Object]:
     annotations = {"gateway.networking.k8s.io/bundle-version": "v1.3.0"}
     definition = {"name": "httproutes.gateway.networking.k8s.io", "annotations": annotations}
-    info = {"nodeInfo": {"kubeletVersion": "v1.33.1"}}
+    info = {
+        "nodeInfo": {"kubeletVersion": "v1.33.1"},
+        "conditions": [{"type": "Ready", "status": "True"}],
+    }
     return [
         {"kind": "CustomResourceDefinition", "metadata": definition},
         {"kind": "CustomResourceDefinition", "metadata": {"name": "trafficpolicies.mesh.pilotfish.dev"}},
         {"kind": "Node", "metadata": {"name": "node-1"}, "status": info},
-        {
-            "kind": "Namespace",
-            "metadata": {"name": "shop", "labels": {"mesh.pilotfish.dev/inject": "enabled"}},
-        },
+        lease("node-1"),
+        labelled("shop"),
         {"kind": "Namespace", "metadata": {"name": SYSTEM}},
     ]
 
