@@ -479,7 +479,11 @@ class Connection(asyncio.BufferedProtocol):
         active = self.codec
         if self._closing or active is None:
             return
-        self._write_output(active)
+        data = active.take_output()
+        if data:
+            self._write(data)
+            if len(data) >= BULK:
+                self._write_output(active)
         if active.should_close or self._close_wanted:
             if getattr(active, "abort", False) is True:
                 self.abort()
