@@ -378,12 +378,38 @@ def test_dashboards_ask_for_metrics_that_exist() -> None:
     assert used <= known_metrics()
 
 
-@needs_kustomize
-def test_prometheus_finds_the_ports_that_pods_name() -> None:
-    jobs = {
-        job["job_name"]: job
-        for job in yaml.safe_load((MONITORING / "prometheus.yml").read_text())["scrape_configs"]
-    }
-    regexes = [rule.get("regex") for rule in jobs["pilotfish-sidecars"]["relabel_configs"]]
-    assert "mesh-admin" in regexes
-    assert jobs["pilotfish-control-plane"]["relabel_configs"][0]["regex"] == "pilotfish-control-plane;status"
+def scraped(job: str, **labels: str) -> bool:
+    """Whether Prometheus keeps a target with these `__meta_kubernetes_pod_` labels."""
+    jobs = yaml.safe_load((MONITORING / "prometheus.yml").read_text())["scrape_configs"]
+    [rules] = [each["relabel_configs"] for each in jobs if each["job_name"] == job]
+    for rule in rules:
+        names = [name.removeprefix("__meta_kubernetes_pod_") for name in rule["source_labels"]]
+        value = ";".join(labels.get(name, "") for name in names)
+        fits = re.fullmatch(rule.get("regex", "(.*)"), value) is not None
+        if rule.get("action") == ("drop" if fits else "keep"):
+            return False
+    return True
+
+
+TARGETS = {
+    "pilotfish-sidecars": {
+        "label_mesh_pilotfish_dev_injected": "true",
+        "container_port_name": "mesh-admin",
+    },
+    "pilotfish-control-plane": {
+        "label_app_kubernetes_io_name": "pilotfish-control-plane",
+        "container_port_name": "status",
+    },
+}
+
+
+@pytest.mark.parametrize("job", TARGETS)
+def test_prometheus_finds_the_ports_that_pods_name(job: str) -> None:
+    assert scraped(job, **TARGETS[job], phase="Running")
+    assert not scraped(job, **TARGETS[job] | {"container_port_name": "http"}, phase="Running")
+
+
+@pytest.mark.parametrize("job", TARGETS)
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+def test_prometheus_leaves_out_finished_pods_whose_address_may_be_another_pod_s(job: str, phase: str) -> None:
+    assert not scraped(job, **TARGETS[job], phase=phase)
