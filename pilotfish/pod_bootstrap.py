@@ -57,6 +57,8 @@ def pod_workload(environment: Mapping[str, str], ipv6: bool = False) -> Workload
         trust_domain=environment.get("PILOTFISH_TRUST_DOMAIN", "cluster.local"),
         # Whoever reaches this port sends with the pod's identity.
         outbound_address=LOOPBACK,
+        # Of loopback too, where `kubectl port-forward` calls.
+        admin_address="::" if ipv6 or ":" in environment["POD_IP"] else "0.0.0.0",
         captured=environment.get("PILOTFISH_CAPTURE") == "true",
         strict=inbound == "strict",
         ipv6=ipv6,

@@ -187,10 +187,10 @@ class Sidecar:
     async def start(self) -> None:
         """Returns once traffic is taken. Raises StartError."""
         bootstrap = self._bootstrap
-        if bootstrap.admin is not None:
+        if bootstrap.admin:
             self._admin = AdminServer(self._loop, self._admin_sources(), self._answer_probe())
             try:
-                await self._admin.start(bootstrap.admin)
+                await self._admin.start(*bootstrap.admin)
             except OSError as error:
                 raise StartError(str(error)) from error
         for path in bootstrap.without_effect:

@@ -529,7 +529,8 @@ class Bootstrap:
     """Envoy `Bootstrap`, the part that is implemented."""
 
     node: Node = Node()
-    admin: SocketAddress | None = None
+    admin: tuple[SocketAddress, ...] = ()
+    """Where the admin port is bound; empty: there is none."""
     listeners: tuple[ListenerConfig, ...] = ()
     clusters: tuple[ClusterConfig, ...] = ()
     ads: AdsConfig | None = None

@@ -46,8 +46,21 @@ def test_the_sidecar_understands_what_the_injector_wrote() -> None:
     assert bootstrap.without_effect == ()
     [outbound] = bootstrap.listeners
     assert (outbound.address.host, outbound.address.port) == ("127.0.0.1", 15001)
-    assert bootstrap.admin is not None
-    assert (bootstrap.admin.host, bootstrap.admin.port) == ("10.1.2.3", 15000)
+
+
+@pytest.mark.parametrize(
+    ("pod", "ipv6", "hosts"),
+    [
+        ("10.1.2.3", False, ["0.0.0.0"]),
+        ("10.1.2.3", True, ["::", "0.0.0.0"]),
+        ("fd00::3", False, ["::", "0.0.0.0"]),
+    ],
+)
+def test_the_admin_port_of_a_pod_is_at_all_of_its_addresses(pod: str, ipv6: bool, hosts: list[str]) -> None:
+    workload = pod_workload(environment() | {"POD_IP": pod}, ipv6)
+    understood = parse_bootstrap(json.dumps(bootstrap(workload)))
+    assert understood.admin == tuple(SocketAddress(host, 15000) for host in hosts)
+    assert understood.without_effect == ()
 
 
 def captured(inbound: str, ipv6: bool) -> Bootstrap:

@@ -121,6 +121,10 @@ def test_a_pod_that_drains_still_calls_and_ends_what_was_begun(mesh: CapturedMes
         assert slow.result()["name"] == "users-2"
         assert drained.result().returncode == 0, drained.result().stdout
         assert time.monotonic() - begun < 20
+    for own in ("127.0.0.1", "[::1]", pod.ip, f"[{pod.host.addresses[6]}]"):
+        # The pod controls its sidecar at any of its addresses.
+        drain = f"http://{own}:15000/drain"
+        assert pod.must("curl", "-sg", "--noproxy", "*", "-X", "POST", drain) == "draining\n"
     # The application outlives the hook, and still calls.
     assert proved(curl(pod, "http://client/")).endswith("/sa/users")
     pod.terminated()
