@@ -110,7 +110,7 @@ def sidecar_container(settings: InjectionSettings, pod: Annotations, plan: PodPl
         "readinessProbe": _probe("/ready", 5, 2),
         "livenessProbe": _probe("/live", 10, 6),
         "lifecycle": hooks,
-        "resources": _resources(settings, pod, memory_limit),
+        "resources": container_resources(settings, pod),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
@@ -144,9 +144,10 @@ def _amount(quantity: str) -> float:
     return float(number) * _BYTES.get(quantity[len(number) :], 1.0)
 
 
-def _resources(settings: InjectionSettings, pod: Annotations, memory_limit: str) -> dict[str, Any]:
+def container_resources(settings: InjectionSettings, pod: Annotations) -> dict[str, Any]:
+    """Requests and limits of the sidecar, and of the init container before it."""
     requests = {"cpu": pod.cpu or settings.cpu, "memory": pod.memory or settings.memory_request}
-    limits = {"memory": memory_limit}
+    limits = {"memory": pod.memory or settings.memory_limit}
     if pod.cpu_limit is not None:
         limits["cpu"] = pod.cpu_limit
         if pod.cpu is None and _amount(pod.cpu_limit) < _amount(settings.cpu):

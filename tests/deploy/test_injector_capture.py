@@ -43,8 +43,24 @@ def test_the_init_container_has_two_capabilities_and_nothing_else() -> None:
     assert init["securityContext"]["runAsUser"] == 0
     assert init["securityContext"]["readOnlyRootFilesystem"] is True
     assert init["securityContext"]["privileged"] is False
-    assert set(init["resources"]["requests"]) == {"cpu", "memory"}
     assert "restartPolicy" not in init
+
+
+@pytest.mark.parametrize("native", ["enabled", "disabled"])
+def test_a_pod_can_be_guaranteed_and_pass_a_quota_of_cpu_limits(native: str) -> None:
+    """Which every container must say, those that end before the application too."""
+    own = {"cpu": "1", "memory": "1Gi"}
+    app = {"name": "app", "image": "x", "resources": {"requests": own, "limits": own}}
+    knobs = {"proxy-cpu": "100m", "proxy-cpu-limit": "100m", "proxy-memory": "256Mi"}
+    spec = captured({**knobs, "native-sidecar": native}, containers=[app]).spec
+    asked = {c["name"]: c["resources"] for c in (*spec["initContainers"], *spec["containers"])}
+    proxy = {"cpu": "100m", "memory": "256Mi"}
+    guaranteed = {"requests": proxy, "limits": proxy}
+    assert asked == {
+        "pilotfish-init": guaranteed,
+        "pilotfish-sidecar": guaranteed,
+        "app": app["resources"],
+    }
 
 
 def test_what_is_left_out_is_told_to_the_rules() -> None:
