@@ -85,7 +85,8 @@ class ListenerManager:
             self._retire(old.replace(config, chains))
             logger.info("listener %s changed", config.name)
             return
-        listener = Listener(config, chains, self._metrics.listener(config.name), self.find)
+        stats = self._metrics.listener(config.direction, config.name)
+        listener = Listener(config, chains, stats, self.find)
         await listener.bind()
         if self.draining:
             listener.stop_accepting()

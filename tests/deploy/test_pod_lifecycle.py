@@ -176,8 +176,8 @@ class Admin:
         if path == "/ready":
             status = self.next(self.ready)
             return status, "ready\n" if status == 200 else "waiting for discovery\n"
-        inbound = {"listener": "inbound|10.1.2.3|8080", "connections_active": self.next(self.connections)}
-        outbound = {"listener": "outbound", "connections_active": 7}
+        inbound = {"direction": "inbound", "connections_active": self.next(self.connections)}
+        outbound = {"direction": "outbound", "connections_active": 7}
         return 200, json.dumps({"listeners": [outbound, inbound]})
 
 

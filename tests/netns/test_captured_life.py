@@ -132,6 +132,19 @@ def test_a_pod_that_drains_still_calls_and_ends_what_was_begun(mesh: CapturedMes
     assert pod.sidecar.child.returncode == 0
 
 
+def test_draining_waits_for_sessions_of_opaque_tcp(mesh: CapturedMesh) -> None:
+    pod = mesh.add_pod("cache-1", "cache", "echo=6379")
+    mesh.ready(pod)
+    with mesh.pods["outside"].host.namespace.socket(4) as client:
+        client.connect((pod.ip, 6379))
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        waited = mesh.hook(pod, "drain", "--deadline", "0")
+        assert waited.stdout == "deadline passed: 1 inbound connections are left\n"
+        assert waited.returncode == 1
+    assert mesh.hook(pod, "drain", "--deadline", "25").returncode == 0
+
+
 @pytest.fixture
 def works(mesh: CapturedMesh) -> Callable[[], bool]:
     """Both directions of the client's pod."""
