@@ -89,7 +89,7 @@ def inject(
             _add_environment(container)
     plan = PodPlan(captured, inbound, native, _drain_seconds(annotations, spec), probes)
     if not native:
-        plan = _with_exit_watch(plan, new_spec, warnings)
+        plan = _as_ordinary(plan, new_spec, warnings)
     _add_containers(new_spec, settings, annotations, plan)
     return Injection(new_metadata, new_spec, warnings=tuple(warnings))
 
@@ -137,20 +137,21 @@ def _drain_seconds(annotations: Annotations, spec: Mapping[str, Any]) -> int:
     return seconds
 
 
-def _with_exit_watch(plan: PodPlan, spec: Object, warnings: list[str]) -> PodPlan:
+def _as_ordinary(plan: PodPlan, spec: Object, warnings: list[str]) -> PodPlan:
     """An ordinary sidecar would keep a pod that is to complete from doing so: it has to see the processes of
-    the others, and end after them."""
+    the others, and end after them. In other pods it is their author's choice whether it can."""
     policy = spec.get("restartPolicy")
-    if policy not in ("Never", "OnFailure"):
-        return plan
-    if spec.get("hostPID") or spec.get("shareProcessNamespace") is False:
-        warnings.append(
-            "pilotfish: the sidecar will not end by itself, because the pod shares no processes of its own "
-            "(shareProcessNamespace); end it with POST /quitquitquit on port 15000"
-        )
-        return plan
-    spec["shareProcessNamespace"] = True
-    return replace(plan, applications=len(spec["containers"]), restarts=policy == "OnFailure")
+    if policy in ("Never", "OnFailure"):
+        if spec.get("hostPID") or spec.get("shareProcessNamespace") is False:
+            warnings.append(
+                "pilotfish: the sidecar will not end by itself, because the pod shares no processes of its "
+                "own (shareProcessNamespace); end it with POST /quitquitquit on port 15000"
+            )
+        else:
+            spec["shareProcessNamespace"] = True
+            plan = replace(plan, applications=len(spec["containers"]), restarts=policy == "OnFailure")
+    seen = spec.get("shareProcessNamespace")
+    return replace(plan, outbound_until="processes" if seen else "deadline")
 
 
 def _add_containers(

@@ -79,6 +79,9 @@ class PodPlan:
     """So many containers, and when all have completed the sidecar ends too; 0: it never does by itself."""
     restarts: bool = False
     """A container that fails is started anew (`restartPolicy: OnFailure`)."""
+    outbound_until: str = ""
+    """How long applications may make calls after an ordinary sidecar's SIGTERM: until the end of their
+    `processes`, or where it cannot see these the `deadline`."""
 
 
 def drain_seconds(pod: Annotations, grace_period: int) -> int:
@@ -178,6 +181,7 @@ def _environment(settings: InjectionSettings, pod: Annotations, plan: PodPlan) -
         PROBES_VARIABLE: plan.probes,
         "PILOTFISH_APPLICATIONS": str(plan.applications) if plan.applications else "",
         "PILOTFISH_APPLICATION_RESTARTS": "true" if plan.restarts else "",
+        "PILOTFISH_OUTBOUND_UNTIL": plan.outbound_until,
     }
     return [
         *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()),

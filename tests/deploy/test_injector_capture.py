@@ -166,8 +166,26 @@ def test_an_ordinary_sidecar_of_a_pod_that_completes_watches_the_applications(
     assert spec.get("shareProcessNamespace") is (True if variables else None)
 
 
+@pytest.mark.parametrize(
+    ("spec", "until"),
+    [
+        ({}, "deadline"),
+        ({"shareProcessNamespace": True}, "processes"),
+        ({"restartPolicy": "Never"}, "processes"),
+        ({"restartPolicy": "Never", "shareProcessNamespace": False}, "deadline"),
+    ],
+)
+def test_an_ordinary_sidecar_lets_applications_call_until_they_have_ended_as_far_as_it_can_see(
+    spec: dict[str, Any], until: str
+) -> None:
+    sidecar = captured({"native-sidecar": "disabled"}, **spec).spec["containers"][0]
+    assert env(sidecar)["PILOTFISH_OUTBOUND_UNTIL"] == until
+
+
 def test_a_native_sidecar_watches_nobody() -> None:
-    assert "shareProcessNamespace" not in captured(restartPolicy="Never").spec
+    spec = captured(restartPolicy="Never").spec
+    assert "shareProcessNamespace" not in spec
+    assert "PILOTFISH_OUTBOUND_UNTIL" not in env(spec["initContainers"][1])
 
 
 @pytest.mark.parametrize("more", [{"shareProcessNamespace": False}, {"hostPID": True}])

@@ -145,6 +145,21 @@ def test_draining_waits_for_sessions_of_opaque_tcp(mesh: CapturedMesh) -> None:
     assert mesh.hook(pod, "drain", "--deadline", "25").returncode == 0
 
 
+def test_an_application_beside_an_ordinary_sidecar_calls_until_it_says_that_it_has_ended(
+    mesh: CapturedMesh,
+) -> None:
+    pod = mesh.add_pod("worker-1", "worker", "http=8080", native_sidecar="disabled")
+    mesh.ready(pod)
+    sidecar = pod.sidecar
+    assert sidecar is not None
+    sidecar.terminate()  # with the application, not after it
+    eventually(lambda: "the others stay until the applications have ended" in sidecar.log())
+    assert proved(curl(pod, "http://client/")).endswith("/sa/worker")
+    assert pod.must("curl", "-s", "-X", "POST", "http://127.0.0.1:15000/quitquitquit")
+    assert sidecar.wait() == 0
+    assert pod.run("curl", "-s", "--noproxy", "*", "http://client/").returncode == 7  # no connection
+
+
 @pytest.fixture
 def works(mesh: CapturedMesh) -> Callable[[], bool]:
     """Both directions of the client's pod."""
