@@ -17,8 +17,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from control_plane.injector.patch import inject
 from control_plane.injector.sidecar_container import InjectionSettings
+from pilotfish.capture.host import has_loopback_ipv6
 from pilotfish.drain import drain, run_drain, run_wait, wait_ready
-from pilotfish.pod_bootstrap import PodError, bootstrap_file, has_ipv6, pod_workload
+from pilotfish.pod_bootstrap import PodError, bootstrap_file, pod_workload
 from pilotfish.workload_bootstrap import bootstrap
 from sidecar.bootstrap import load_bootstrap, parse_bootstrap
 from sidecar.config.resources import Bootstrap, Discovery, SocketAddress, TcpProxyConfig
@@ -115,7 +116,7 @@ def test_a_strict_sidecar_hands_nothing_on_that_discovery_does_not_know() -> Non
 def test_ipv6_is_there_when_loopback_has_it(tmp_path: Path, text: str | None, expected: bool) -> None:
     if text is not None:
         (tmp_path / "if_inet6").write_text(text)
-    assert has_ipv6(tmp_path / "if_inet6") is expected
+    assert has_loopback_ipv6(tmp_path / "if_inet6") is expected
 
 
 def test_the_init_container_understands_its_arguments() -> None:
