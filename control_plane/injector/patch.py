@@ -18,6 +18,7 @@ from control_plane.injector.annotations import (
     read_annotations,
 )
 from control_plane.injector.init_container import init_container, init_volumes
+from control_plane.injector.operating_system import is_windows
 from control_plane.injector.probes import probes_variable, refused_hooks, rewrite_probes
 from control_plane.injector.sidecar_container import (
     InjectionSettings,
@@ -201,7 +202,7 @@ def skip_reason(metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
             return "it has a sidecar"
     if spec.get("hostNetwork"):
         return "it uses the node's network (hostNetwork), whose ports are not the sidecar's to bind"
-    if (spec.get("os") or {}).get("name") == "windows":
+    if is_windows(spec):
         return "it is a Windows pod"
     return ""
 

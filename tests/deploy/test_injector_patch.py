@@ -162,7 +162,47 @@ def test_a_pod_may_stay_outside(where: str) -> None:
 
 def test_pods_that_cannot_have_a_sidecar_are_left_alone() -> None:
     assert "hostNetwork" in inject({}, spec(hostNetwork=True), SETTINGS).skipped
-    assert "Windows" in inject({}, spec(os={"name": "windows"}), SETTINGS).skipped
+
+
+def requires(*terms: list[tuple[str, str, list[str]]]) -> dict[str, Any]:
+    """Required node affinity; each term: key, operator and values of its expressions."""
+    selector = [
+        {
+            "matchExpressions": [
+                {"key": key, "operator": operator, "values": values} for key, operator, values in term
+            ]
+        }
+        for term in terms
+    ]
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": selector}}
+    return {"affinity": {"nodeAffinity": required}}
+
+
+OS, OLD_OS, ZONE = "kubernetes.io/os", "beta.kubernetes.io/os", "topology.kubernetes.io/zone"
+IN_ZONE = (ZONE, "In", ["a"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "windows"),
+    [
+        ({"os": {"name": "windows"}}, True),
+        ({"os": {"name": "linux"}}, False),
+        ({"nodeSelector": {OS: "windows"}}, True),
+        ({"nodeSelector": {OLD_OS: "windows"}}, True),
+        ({"nodeSelector": {OS: "linux", ZONE: "a"}}, False),
+        (requires([IN_ZONE, (OS, "In", ["windows"])]), True),
+        (requires([(OLD_OS, "NotIn", ["linux"])]), True),
+        (requires([(OS, "In", ["windows"])], [(OS, "In", ["windows"]), IN_ZONE]), True),
+        # A node that fits one of the terms will do.
+        (requires([(OS, "In", ["windows"])], [IN_ZONE]), False),
+        (requires([(OS, "In", ["linux", "windows"])]), False),
+        (requires([(OS, "Exists", [])]), False),
+        (requires([IN_ZONE]), False),
+        ({"affinity": {"podAntiAffinity": {}}}, False),
+    ],
+)
+def test_windows_pods_are_left_alone_however_they_say_it(asked: dict[str, Any], windows: bool) -> None:
+    assert inject({}, spec(**asked), SETTINGS).skipped == ("it is a Windows pod" if windows else "")
 
 
 @pytest.mark.parametrize("native", [True, False])
