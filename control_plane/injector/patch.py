@@ -36,6 +36,8 @@ __all__ = ["Injection", "InjectionError", "inject", "json_patch", "skip_reason"]
 
 Object = dict[str, Any]
 
+_DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
+"""Annotation of a pod: the container that kubectl takes where it is told none."""
 _ENFORCE = "pod-security.kubernetes.io/enforce"
 """Label of a namespace: `privileged`, or what allows no container that may set rules."""
 
@@ -91,6 +93,9 @@ def inject(
     plan = PodPlan(captured, inbound, native, _drain_seconds(annotations, spec), probes)
     if not native:
         plan = _as_ordinary(plan, new_spec, warnings)
+        # Which would be the sidecar, the first of them.
+        default = {_DEFAULT_CONTAINER: containers[0].get("name")}
+        new_metadata["annotations"] = {**default, **(new_metadata.get("annotations") or {})}
     _add_containers(new_spec, settings, annotations, plan)
     return Injection(new_metadata, new_spec, warnings=tuple(warnings))
 

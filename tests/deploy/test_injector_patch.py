@@ -235,6 +235,17 @@ def test_the_injected_pod_is_valid(version: str, native: bool) -> None:
     kubernetes_validate.validate(pod, version, strict=True)
 
 
+@pytest.mark.parametrize("own", [{}, {"kubectl.kubernetes.io/default-container": "helper"}])
+def test_kubectl_goes_to_the_application_beside_an_ordinary_sidecar(own: dict[str, str]) -> None:
+    pod = spec()
+    pod["containers"].append({"name": "helper", "image": "x"})
+    ordinary = inject({"annotations": own}, pod, replace(SETTINGS, native=False))
+    default = {"kubectl.kubernetes.io/default-container": "app"}
+    assert ordinary.metadata["annotations"] == default | own
+    # A native sidecar is no default.
+    assert inject({"annotations": own}, pod, SETTINGS).metadata["annotations"] == own
+
+
 def test_the_patch_touches_only_what_changes() -> None:
     pod = {"metadata": {"name": "x", "labels": {"a": "b"}}, "spec": spec(restartPolicy="Never")}
     operations = json_patch(pod, inject(pod["metadata"], pod["spec"], SETTINGS))
