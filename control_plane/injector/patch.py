@@ -1,7 +1,7 @@
 """Adds the sidecar to a pod: pure functions of pod and settings.
 
 Called by the webhook for each new pod and by `pilotfish inject` for pod templates. Nothing that the pod's
-author set is changed or taken away, and a pod that has the sidecar already stays as it is.
+author set is changed or taken away, and of a pod that has the sidecar already only what is new is led to it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from control_plane.injector.annotations import (
 from control_plane.injector.init_container import init_container, init_volumes
 from control_plane.injector.operating_system import is_windows
 from control_plane.injector.probes import probes_variable, refused_hooks, rewrite_probes
+from control_plane.injector.proxy_variables import add_proxy_variables
+from control_plane.injector.second_pass import lead_new_containers
 from control_plane.injector.sidecar_container import (
     InjectionSettings,
     PodPlan,
     drain_seconds,
-    proxy_environment,
     sidecar_container,
     sidecar_volumes,
 )
@@ -36,6 +37,7 @@ __all__ = ["Injection", "InjectionError", "inject", "json_patch", "skip_reason"]
 
 Object = dict[str, Any]
 
+_HAS_SIDECAR = "it has a sidecar"
 _DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 """Annotation of a pod: the container that kubectl takes where it is told none."""
 _ENFORCE = "pod-security.kubernetes.io/enforce"
@@ -49,7 +51,8 @@ class Injection:
     metadata: Object
     spec: Object
     skipped: str = ""
-    """Why it got no sidecar; empty: it has got one."""
+    """Why it is as it was; empty: it is not."""
+    outcome: str = "sidecar added"
     warnings: tuple[str, ...] = ()
     """For whoever makes the pod."""
 
@@ -63,6 +66,10 @@ def inject(
     """The pod (or template) with the sidecar. `namespace`: metadata of the pod's Namespace, where that is
     known. What is given is not changed. Raises InjectionError."""
     reason = skip_reason(metadata, spec)
+    if reason == _HAS_SIDECAR:
+        led = lead_new_containers(metadata, spec)
+        if led != spec:
+            return Injection(dict(metadata), led, outcome="new containers led to the sidecar")
     if reason:
         return Injection(dict(metadata), dict(spec), reason)
     annotations, unknown = read_annotations(metadata, namespace)
@@ -89,7 +96,7 @@ def inject(
             )
     else:
         for container in beside:
-            _add_environment(container)
+            add_proxy_variables(container)
     plan = PodPlan(captured, inbound, native, _drain_seconds(annotations, spec), probes)
     if not native:
         plan = _as_ordinary(plan, new_spec, warnings)
@@ -204,18 +211,9 @@ def skip_reason(metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
         raise InjectionError("the pod has no containers")
     for container in (*spec["containers"], *(spec.get("initContainers") or ())):
         if container.get("name") == SIDECAR_CONTAINER:
-            return "it has a sidecar"
+            return _HAS_SIDECAR
     if spec.get("hostNetwork"):
         return "it uses the node's network (hostNetwork), whose ports are not the sidecar's to bind"
     if is_windows(spec):
         return "it is a Windows pod"
     return ""
-
-
-def _add_environment(container: Object) -> None:
-    """The proxy variables, except those that the author of the pod has set in any spelling of case."""
-    given = container.get("env") or []
-    names = {str(variable.get("name", "")).lower() for variable in given}
-    added = [variable for variable in proxy_environment() if variable["name"].lower() not in names]
-    if added:
-        container["env"] = [*given, *added]

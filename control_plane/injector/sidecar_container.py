@@ -1,5 +1,4 @@
-"""What the sidecar is in a pod: its container, its volume, and the variables that lead applications to it
-where nothing is captured.
+"""What the sidecar is in a pod: its container and its volume.
 
 Used by `patch`. The variables `PILOTFISH_*` and `POD_*` are read by `pilotfish sidecar --from-environment`
 (`pilotfish/pod_bootstrap.py`): both sides must agree.
@@ -12,11 +11,14 @@ from typing import Any
 
 from control_plane.injector.annotations import Annotations
 from control_plane.injector.probes import VARIABLE as PROBES_VARIABLE
-from mesh_api.names import ADMIN_PORT, CA_AUDIENCE, OUTBOUND_PORT, SIDECAR_CONTAINER, SIDECAR_USER
+from mesh_api.names import ADMIN_PORT, CA_AUDIENCE, SIDECAR_CONTAINER, SIDECAR_USER
 
 ROOT_CONFIG_MAP = "pilotfish-root"
 """ConfigMap with the root under the key `root.pem`; the control plane keeps one in its own namespace."""
 ROOT_KEY = "root.pem"
+CAPTURE_VARIABLE = "PILOTFISH_CAPTURE"
+APPLICATIONS_VARIABLE = "PILOTFISH_APPLICATIONS"
+"""Of the sidecar; not there where nothing is captured, or where no other container is to be waited for."""
 TOKEN_DIRECTORY = "/var/run/secrets/mesh"
 _TOKEN_VOLUME = "pilotfish-token"
 _TOKEN_SECONDS = 43200
@@ -176,10 +178,10 @@ def _environment(settings: InjectionSettings, pod: Annotations, plan: PodPlan) -
         "PILOTFISH_TOKEN_FILE": f"{TOKEN_DIRECTORY}/token",
         "PILOTFISH_OTLP": settings.otlp,
         "PILOTFISH_TRACE_SAMPLING": pod.trace_sampling or settings.trace_sampling,
-        "PILOTFISH_CAPTURE": "true" if plan.captured else "",
+        CAPTURE_VARIABLE: "true" if plan.captured else "",
         "PILOTFISH_INBOUND": plan.inbound if plan.captured else "",
         PROBES_VARIABLE: plan.probes,
-        "PILOTFISH_APPLICATIONS": str(plan.applications) if plan.applications else "",
+        APPLICATIONS_VARIABLE: str(plan.applications) if plan.applications else "",
         "PILOTFISH_APPLICATION_RESTARTS": "true" if plan.restarts else "",
         "PILOTFISH_OUTBOUND_UNTIL": plan.outbound_until,
     }
@@ -207,18 +209,4 @@ def sidecar_volumes() -> list[dict[str, Any]]:
             "name": _TOKEN_VOLUME,
             "projected": {"sources": [{"serviceAccountToken": token}], "defaultMode": 0o644},
         }
-    ]
-
-
-def proxy_environment() -> list[dict[str, str]]:
-    """For application containers. The proxy is on loopback, so nobody else can use the pod's identity."""
-    proxy = f"http://127.0.0.1:{OUTBOUND_PORT}"
-    # Kubernetes expands $(NAME) from the variables of every container; one that is not there stays as text.
-    direct = "localhost,127.0.0.1,::1,kubernetes.default.svc,$(KUBERNETES_SERVICE_HOST)"
-    return [
-        {"name": "HTTP_PROXY", "value": proxy},
-        {"name": "http_proxy", "value": proxy},
-        {"name": "grpc_proxy", "value": proxy},
-        {"name": "NO_PROXY", "value": direct},
-        {"name": "no_proxy", "value": direct},
     ]

@@ -84,6 +84,7 @@ class WebhookCounts:
     """Reviews answered, for metrics."""
 
     injected: int = 0
+    """With a patch."""
     skipped: int = 0
     refused: int = 0
     """For an annotation that cannot be."""
@@ -163,7 +164,7 @@ class WebhookServer:
             log.info("pod left as it is pod=%s reason=%s", name, injection.skipped)
             return {"allowed": True}
         self.counts.injected += 1
-        log.info("sidecar added pod=%s", name)
+        log.info("%s pod=%s", injection.outcome, name)
         warnings = list(injection.warnings)
         if known is None:
             warnings.append(

@@ -248,6 +248,8 @@ def test_the_webhook_is_where_its_configuration_says() -> None:
     assert (service["name"], service["path"]) == (SERVICE, PATH)
     assert webhook_names(service["namespace"])[0] == "pilotfish-injector.pilotfish-system.svc"
     assert webhook["failurePolicy"] == "Ignore"
+    # The API server shows it a pod again that later webhooks have changed.
+    assert webhook["reinvocationPolicy"] == "IfNeeded"
     selector = webhook["namespaceSelector"]
     assert selector["matchLabels"] == {"mesh.pilotfish.dev/inject": "enabled"}
     # Labelled by mistake, these would wait for a webhook that waits for them.
