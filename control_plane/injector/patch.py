@@ -97,7 +97,8 @@ def inject(
     else:
         for container in beside:
             add_proxy_variables(container)
-    plan = PodPlan(captured, inbound, native, _drain_seconds(annotations, spec), probes)
+    seconds = _drain_seconds(annotations, spec)
+    plan = PodPlan(captured, inbound, native, seconds, spec.get("resources") or {}, probes)
     if not native:
         plan = _as_ordinary(plan, new_spec, warnings)
         # Which would be the sidecar, the first of them.
@@ -172,7 +173,7 @@ def _add_containers(
 ) -> None:
     sidecar = sidecar_container(settings, annotations, plan)
     initial = spec.get("initContainers") or []
-    rules = [init_container(settings, annotations)] if plan.captured else []
+    rules = [init_container(settings, annotations, plan)] if plan.captured else []
     if plan.native:
         # First, so that the init containers after it have the mesh too.
         spec["initContainers"] = [*rules, sidecar, *initial]

@@ -6,11 +6,13 @@ Used by `patch`. The variables `PILOTFISH_*` and `POD_*` are read by `pilotfish 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from control_plane.injector.annotations import Annotations
 from control_plane.injector.probes import VARIABLE as PROBES_VARIABLE
+from control_plane.injector.quantities import amount, buffer_mebibytes
 from mesh_api.names import ADMIN_PORT, CA_AUDIENCE, SIDECAR_CONTAINER, SIDECAR_USER
 
 ROOT_CONFIG_MAP = "pilotfish-root"
@@ -26,16 +28,6 @@ _START_SECONDS = 300
 """How long a sidecar may wait for the control plane before the kubelet starts it anew."""
 _BEFORE_KILL = 5
 """Seconds between the end of draining and the end of the pod's grace period."""
-
-_OWN_MEMORY = 96
-_LEAST_BUFFER = 16
-"""MiB, both: of a sidecar without traffic, and for buffers in any case."""
-_BYTES = {
-    **{unit: 1000.0**power for power, unit in enumerate(("n", "u", "m"), -3)},
-    **{unit: 1000.0**power for power, unit in enumerate("kMGTPE", 1)},
-    **{f"{unit}i": 1024.0**power for power, unit in enumerate("KMGTPE", 1)},
-}
-"""By suffix of a quantity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +67,8 @@ class PodPlan:
     """`strict` or `permissive`; of captured pods."""
     native: bool
     drain_seconds: int
+    pod_level: Mapping[str, Any] = field(default_factory=dict)
+    """Requests and limits of all of its containers together (`spec.resources`)."""
     probes: str = ""
     """What `probes_variable` makes of the probes that the sidecar is to run; empty: none."""
     applications: int = 0
@@ -93,7 +87,6 @@ def drain_seconds(pod: Annotations, grace_period: int) -> int:
 
 def sidecar_container(settings: InjectionSettings, pod: Annotations, plan: PodPlan) -> dict[str, Any]:
     deadline = str(plan.drain_seconds)
-    memory_limit = pod.memory or settings.memory_limit
     hooks: dict[str, Any] = {"preStop": {"exec": {"command": ["pilotfish", "drain", "--deadline", deadline]}}}
     container: dict[str, Any] = {
         "name": SIDECAR_CONTAINER,
@@ -105,7 +98,7 @@ def sidecar_container(settings: InjectionSettings, pod: Annotations, plan: PodPl
             "--drain-deadline",
             deadline,
             "--buffer-limit",
-            str(buffer_mebibytes(memory_limit)),
+            str(buffer_mebibytes(_memory(settings, pod, plan))),
             "--log-level",
             pod.log_level or settings.log_level,
         ],
@@ -115,7 +108,7 @@ def sidecar_container(settings: InjectionSettings, pod: Annotations, plan: PodPl
         "readinessProbe": _probe("/ready", 5, 2),
         "livenessProbe": _probe("/live", 10, 6),
         "lifecycle": hooks,
-        "resources": container_resources(settings, pod),
+        "resources": container_resources(settings, pod, plan),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
@@ -137,27 +130,29 @@ def sidecar_container(settings: InjectionSettings, pod: Annotations, plan: PodPl
     return container
 
 
-def buffer_mebibytes(memory: str) -> int:
-    """MiB of requests and responses that a sidecar with so much memory (a Kubernetes quantity) may hold."""
-    mebibytes = _amount(memory) / 2**20
-    # Half of what the process itself leaves free: buffers are copied, and Python gives memory back late.
-    return max(_LEAST_BUFFER, int(mebibytes - _OWN_MEMORY) // 2)
+def _memory(settings: InjectionSettings, pod: Annotations, plan: PodPlan) -> str:
+    """The most that the sidecar may use."""
+    own = pod.memory or settings.memory_limit
+    whole = str((plan.pod_level.get("limits") or {}).get("memory", own))
+    return min(own, whole, key=amount)
 
 
-def _amount(quantity: str) -> float:
-    number = quantity.rstrip("numkKMGTPEi")
-    return float(number) * _BYTES.get(quantity[len(number) :], 1.0)
-
-
-def container_resources(settings: InjectionSettings, pod: Annotations) -> dict[str, Any]:
-    """Requests and limits of the sidecar, and of the init container before it."""
+def container_resources(settings: InjectionSettings, pod: Annotations, plan: PodPlan) -> dict[str, Any]:
+    """Requests and limits of the sidecar, and of the init container before it. Of what the pod has for all of
+    its containers together they share that, unless its annotations say otherwise: the API server adds up."""
     requests = {"cpu": pod.cpu or settings.cpu, "memory": pod.memory or settings.memory_request}
     limits = {"memory": pod.memory or settings.memory_limit}
     if pod.cpu_limit is not None:
         limits["cpu"] = pod.cpu_limit
-        if pod.cpu is None and _amount(pod.cpu_limit) < _amount(settings.cpu):
+        if pod.cpu is None and amount(pod.cpu_limit) < amount(settings.cpu):
             requests["cpu"] = pod.cpu_limit  # the API server takes no request above its limit
-    return {"requests": requests, "limits": limits}
+    asked = {"cpu": pod.cpu or pod.cpu_limit, "memory": pod.memory}
+    together = {*(plan.pod_level.get("requests") or ()), *(plan.pod_level.get("limits") or ())}
+    shared = {name for name in together if not asked.get(name)}
+    return {
+        kind: {name: value for name, value in quantities.items() if name not in shared}
+        for kind, quantities in (("requests", requests), ("limits", limits))
+    }
 
 
 def _environment(settings: InjectionSettings, pod: Annotations, plan: PodPlan) -> list[dict[str, Any]]:

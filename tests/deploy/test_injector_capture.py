@@ -63,6 +63,39 @@ def test_a_pod_can_be_guaranteed_and_pass_a_quota_of_cpu_limits(native: str) -> 
     }
 
 
+SMALL = {"cpu": "200m", "memory": "256Mi"}
+DEFAULT = {"requests": {"cpu": "50m", "memory": "96Mi"}, "limits": {"memory": "384Mi"}}
+ASKED = {"requests": {"memory": "64Mi"}, "limits": {"memory": "64Mi"}}
+
+
+@pytest.mark.parametrize(
+    ("resources", "knobs", "own", "buffers"),
+    [
+        ({}, {}, DEFAULT, "144"),
+        ({"requests": SMALL, "limits": SMALL}, {}, {"requests": {}, "limits": {}}, "80"),
+        ({"limits": SMALL}, {"proxy-memory": "64Mi"}, ASKED, "16"),
+        (
+            {"requests": {"cpu": "200m"}},
+            {},
+            {"requests": {"memory": "96Mi"}, "limits": {"memory": "384Mi"}},
+            "144",
+        ),
+        ({"limits": {"memory": 8 << 30}}, {}, {"requests": {"cpu": "50m"}, "limits": {}}, "144"),
+    ],
+)
+def test_a_sidecar_shares_what_the_pod_has_for_all_of_its_containers_together(
+    resources: dict[str, Any], knobs: dict[str, str], own: dict[str, Any], buffers: str
+) -> None:
+    """The API server takes no containers that together request more, and none with a higher limit."""
+    injection = captured(knobs, resources=resources)
+    init, sidecar = injection.spec["initContainers"]
+    assert init["resources"] == sidecar["resources"] == own
+    assert sidecar["args"][sidecar["args"].index("--buffer-limit") + 1] == buffers
+    assert injection.spec["resources"] == resources
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": injection.metadata, "spec": injection.spec}
+    kubernetes_validate.validate(pod, "1.34", strict=True)
+
+
 def test_what_is_left_out_is_told_to_the_rules() -> None:
     init = captured(
         {

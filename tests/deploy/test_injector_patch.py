@@ -10,7 +10,8 @@ import kubernetes_validate
 import pytest
 
 from control_plane.injector.patch import InjectionError, inject, json_patch
-from control_plane.injector.sidecar_container import InjectionSettings, buffer_mebibytes
+from control_plane.injector.quantities import buffer_mebibytes
+from control_plane.injector.sidecar_container import InjectionSettings
 
 VERSIONS = ("1.30", "1.34", "1.37")
 SETTINGS = InjectionSettings(image="sidecar:1", root_pem="PEM", otlp="jaeger.tracing:4318")
