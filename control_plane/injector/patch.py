@@ -17,6 +17,7 @@ from control_plane.injector.annotations import (
     InjectionError,
     read_annotations,
 )
+from control_plane.injector.host_aliases import add_host_aliases
 from control_plane.injector.init_container import init_container, init_volumes
 from control_plane.injector.operating_system import is_windows
 from control_plane.injector.probes import probes_variable, refused_hooks, rewrite_probes
@@ -86,14 +87,7 @@ def inject(
     if captured:
         written = _for_control_plane(annotations, inbound)
         new_metadata["annotations"] = {**(new_metadata.get("annotations") or {}), **written}
-        originals = rewrite_probes(beside)
-        probes = probes_variable(originals) if originals else ""
-        if inbound == "strict":
-            warnings += (
-                f"pilotfish: {hook}.httpGet will be refused, because {INBOUND} is strict and the kubelet "
-                "calls in plain text; use exec or sleep"
-                for hook in refused_hooks(beside)
-            )
+        probes = _captured_probes(beside, inbound, warnings)
     else:
         for container in beside:
             add_proxy_variables(container)
@@ -105,6 +99,7 @@ def inject(
         default = {_DEFAULT_CONTAINER: containers[0].get("name")}
         new_metadata["annotations"] = {**default, **(new_metadata.get("annotations") or {})}
     _add_containers(new_spec, settings, annotations, plan)
+    add_host_aliases(new_spec, settings, warnings)
     return Injection(new_metadata, new_spec, warnings=tuple(warnings))
 
 
@@ -126,6 +121,18 @@ def _captured(
         )
         return False
     return True
+
+
+def _captured_probes(beside: list[Object], inbound: str, warnings: list[str]) -> str:
+    """Leads the probes of these containers through the sidecar, and returns its variable."""
+    originals = rewrite_probes(beside)
+    if inbound == "strict":
+        warnings += (
+            f"pilotfish: {hook}.httpGet will be refused, because {INBOUND} is strict and the kubelet "
+            "calls in plain text; use exec or sleep"
+            for hook in refused_hooks(beside)
+        )
+    return probes_variable(originals) if originals else ""
 
 
 def _for_control_plane(annotations: Annotations, inbound: str) -> dict[str, str]:

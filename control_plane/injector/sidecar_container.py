@@ -48,6 +48,8 @@ class InjectionSettings:
     trust_domain: str = "cluster.local"
     otlp: str = ""
     """`HOST:PORT` of an OTLP/HTTP collector; empty: spans are not exported."""
+    addresses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of Services that sidecars call, by host name; for pods that do not ask the cluster's DNS."""
     trace_sampling: str = "100"
     """Percent of new traces."""
     log_level: str = "info"

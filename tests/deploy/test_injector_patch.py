@@ -247,6 +247,36 @@ def test_kubectl_goes_to_the_application_beside_an_ordinary_sidecar(own: dict[st
     assert inject({"annotations": own}, pod, SETTINGS).metadata["annotations"] == own
 
 
+CONTROL_PLANE, COLLECTOR = "pilotfish-control-plane.pilotfish-system.svc", "jaeger.tracing.svc.cluster.local"
+KNOWN = {CONTROL_PLANE: ("10.96.0.7",), COLLECTOR: ("10.96.0.8",)}
+
+
+@pytest.mark.parametrize("policy", ["Default", "None"])
+def test_a_pod_with_other_name_servers_finds_what_its_sidecar_calls(policy: str) -> None:
+    settings = replace(SETTINGS, otlp=f"{COLLECTOR}:4318", addresses=KNOWN)
+    own = {"ip": "10.1.1.1", "hostnames": ["mine"]}
+    injection = inject({}, spec(dnsPolicy=policy, hostAliases=[own]), settings)
+    assert injection.spec["hostAliases"] == [
+        own,
+        {"ip": "10.96.0.7", "hostnames": [CONTROL_PLANE]},
+        {"ip": "10.96.0.8", "hostnames": [COLLECTOR]},
+    ]
+    assert injection.warnings == ()
+    clustered = inject({}, spec(dnsPolicy="ClusterFirst"), settings)
+    assert "hostAliases" not in clustered.spec
+
+
+def test_a_pod_whose_sidecar_may_not_find_the_control_plane_says_so() -> None:
+    injection = inject({}, spec(dnsPolicy="None"), SETTINGS)
+    assert "hostAliases" not in injection.spec
+    [warning] = injection.warnings
+    assert warning.startswith(
+        f"pilotfish: dnsPolicy is None, and the address of {CONTROL_PLANE} is not known here: "
+    )
+    by_address = replace(SETTINGS, control_plane="10.96.0.7:15010")
+    assert inject({}, spec(dnsPolicy="None"), by_address).warnings == ()
+
+
 def test_the_patch_touches_only_what_changes() -> None:
     pod = {"metadata": {"name": "x", "labels": {"a": "b"}}, "spec": spec(restartPolicy="Never")}
     operations = json_patch(pod, inject(pod["metadata"], pod["spec"], SETTINGS))
