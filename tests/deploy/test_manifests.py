@@ -12,7 +12,9 @@ import pytest
 import yaml
 
 from control_plane.cluster import Cluster
+from control_plane.injector.patch import inject
 from control_plane.injector.service import SERVICE, webhook_names
+from control_plane.injector.sidecar_container import InjectionSettings
 from control_plane.injector.webhook import PATH
 from control_plane.leader import NAME as LEASE
 from control_plane.settings import parse_arguments
@@ -267,6 +269,19 @@ def test_every_port_of_the_control_plane_is_open_to_the_api_server() -> None:
     [rule] = policy["spec"]["ingress"]
     assert {port["port"] for port in rule["ports"]} == {port["name"] for port in container["ports"]}
     assert "from" not in rule
+
+
+@needs_kustomize
+@pytest.mark.parametrize("kustomization", ["examples/shop", "deploy/k8s/overlays/demo"])
+def test_the_shop_is_captured_also_where_the_cluster_enforces_a_stricter_standard(kustomization: str) -> None:
+    shop = one(build(kustomization), "Namespace", "shop")["metadata"]
+    assert shop["labels"].items() >= {
+        ("mesh.pilotfish.dev/inject", "enabled"),
+        ("pod-security.kubernetes.io/enforce", "privileged"),
+    }
+    settings = InjectionSettings(image="sidecar:1", init_image="init:1")
+    injection = inject({}, {"containers": [{"name": "app"}]}, settings, shop)
+    assert injection.spec["initContainers"][0]["name"] == "pilotfish-init"
 
 
 @needs_kustomize
