@@ -272,6 +272,16 @@ def test_every_port_of_the_control_plane_is_open_to_the_api_server() -> None:
 
 
 @needs_kustomize
+def test_what_pods_wait_for_is_scheduled_before_them() -> None:
+    objects = build("deploy/k8s/overlays/production")
+    [webhook] = one(objects, "MutatingWebhookConfiguration", "pilotfish-injector")["webhooks"]
+    assert webhook["failurePolicy"] == "Fail"
+    deployment = one(objects, "Deployment", "pilotfish-control-plane")
+    name = deployment["spec"]["template"]["spec"]["priorityClassName"]
+    assert one(objects, "PriorityClass", name)["value"] == 1_000_000_000
+
+
+@needs_kustomize
 @pytest.mark.parametrize("kustomization", ["examples/shop", "deploy/k8s/overlays/demo"])
 def test_the_shop_is_captured_also_where_the_cluster_enforces_a_stricter_standard(kustomization: str) -> None:
     shop = one(build(kustomization), "Namespace", "shop")["metadata"]
