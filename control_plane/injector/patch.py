@@ -52,8 +52,9 @@ class Injection:
     metadata: Object
     spec: Object
     skipped: str = ""
-    """Why it is as it was; empty: it is not."""
+    """Why it stays as it is; empty: it does not."""
     outcome: str = "sidecar added"
+    """What became of it otherwise."""
     warnings: tuple[str, ...] = ()
     """For whoever makes the pod."""
 
