@@ -67,15 +67,19 @@ def proved(answer: dict[str, Any]) -> str:
     return str(answer["headers"].get("x-forwarded-client-cert", "").rpartition("URI=")[2])
 
 
-def load(pod: CapturedPod, url: str, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.support.captured_clients", "load", url, str(seconds)]
-    return subprocess.Popen(
+def load(pod: CapturedPod, url: str) -> subprocess.Popen[str]:
+    """Goes on until it is terminated."""
+    command = [sys.executable, "-m", "tests.support.captured_clients", "load", url]
+    running = subprocess.Popen(
         [*pod.command(APPLICATION_USER), *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
     )
+    assert running.stdout is not None
+    assert running.stdout.readline() == "begun\n"
+    return running
 
 
 def leave(mesh: CapturedMesh, pod: CapturedPod, stay: list[CapturedPod]) -> None:
@@ -96,11 +100,12 @@ def leave(mesh: CapturedMesh, pod: CapturedPod, stay: list[CapturedPod]) -> None
 
 def test_a_service_is_rolled_under_load_without_a_failure(mesh: CapturedMesh) -> None:
     one, two = mesh.pods["users-1"], mesh.pods["users-2"]
-    running = load(mesh.pods["client"], "http://users/", 6.0)
+    running = load(mesh.pods["client"], "http://users/")
     new = add_users(mesh, 3)
     mesh.ready(new)
     mesh.add_service("users", one, two, new)
     leave(mesh, one, [two, new])
+    running.terminate()
     text, _ = running.communicate(timeout=30)
     seen = json.loads(text.splitlines()[-1])
     assert set(seen) == {"200 users-1", "200 users-2", "200 users-3"}
