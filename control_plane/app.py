@@ -62,6 +62,8 @@ class Configuration:
     """Keeps reading until the event is set."""
     namespace: Callable[[str], Object | None] = lambda _name: None
     """Metadata of a Namespace, where they are watched."""
+    cluster_ips: Callable[[str, str], tuple[str, ...]] = lambda _namespace, _name: ()
+    """Of a Service, by namespace and name; none where it is not known."""
 
 
 class ControlPlane:
@@ -195,6 +197,7 @@ def cluster_configuration(
         lambda: cluster.loaded,
         cluster.follow,
         cluster.source.namespace,
+        cluster.source.cluster_ips,
     )
 
 
@@ -268,7 +271,13 @@ async def _serve_cluster(settings: Settings, client: KubeClient, namespace: str,
         await _serve(plane, stop)
         return
     injector = Injector(
-        client, namespace, trust.authority, injection_settings(settings), utc_now, configuration.namespace
+        client,
+        namespace,
+        trust.authority,
+        injection_settings(settings),
+        utc_now,
+        configuration.namespace,
+        configuration.cluster_ips,
     )
     plane.webhook_not_after = lambda: injector.webhook.tls.not_after
     plane.webhook_counts = lambda: injector.webhook.counts

@@ -97,11 +97,7 @@ def _inbound_connections(admin: str) -> int:
     if status != 200:
         raise ValueError(f"GET /stats was answered with {status}")
     listeners = json.loads(text)["listeners"]
-    return sum(
-        listener["connections_active"]
-        for listener in listeners
-        if listener["listener"].startswith("inbound|")
-    )
+    return sum(listener["connections_active"] for listener in listeners if listener["direction"] == "inbound")
 
 
 def _ask(admin: str, method: str, path: str) -> tuple[int, str]:

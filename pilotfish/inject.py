@@ -231,7 +231,7 @@ def _injected(document: Any, settings: InjectionSettings, number: int, notes: li
     if injection.skipped:
         notes.append(f"{name}: left as it is: {injection.skipped}")
         return None
-    notes.append(f"{name}: sidecar added")
+    notes.append(f"{name}: {injection.outcome}")
     notes += (f"{name}: {warning}" for warning in injection.warnings)
     # A template may lack metadata, which is written before spec.
     rest = {key: value for key, value in pod.items() if key not in ("metadata", "spec", "status")}

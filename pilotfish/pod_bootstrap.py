@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from pilotfish.capture.host import has_loopback_ipv6
 from pilotfish.workload_bootstrap import Workload, bootstrap
 
 LOOPBACK = "127.0.0.1"
@@ -17,14 +18,6 @@ LOOPBACK = "127.0.0.1"
 
 class PodError(Exception):
     """A variable is missing or cannot be; the text says which."""
-
-
-def has_ipv6(addresses: Path = Path("/proc/net/if_inet6")) -> bool:
-    """Whether the pod's network has IPv6: its loopback has `::1`, and so the init container sets rules."""
-    try:
-        return any(int(line.split()[0], 16) == 1 for line in addresses.read_text().splitlines())
-    except FileNotFoundError:
-        return False
 
 
 def pod_workload(environment: Mapping[str, str], ipv6: bool = False) -> Workload:
@@ -57,6 +50,8 @@ def pod_workload(environment: Mapping[str, str], ipv6: bool = False) -> Workload
         trust_domain=environment.get("PILOTFISH_TRUST_DOMAIN", "cluster.local"),
         # Whoever reaches this port sends with the pod's identity.
         outbound_address=LOOPBACK,
+        # Of loopback too, where `kubectl port-forward` calls.
+        admin_address="::" if ipv6 or ":" in environment["POD_IP"] else "0.0.0.0",
         captured=environment.get("PILOTFISH_CAPTURE") == "true",
         strict=inbound == "strict",
         ipv6=ipv6,
@@ -67,7 +62,7 @@ def pod_workload(environment: Mapping[str, str], ipv6: bool = False) -> Workload
 
 def bootstrap_file(environment: Mapping[str, str]) -> Path:
     """A file in memory with the bootstrap, there as long as this process. Raises PodError."""
-    text = json.dumps(bootstrap(pod_workload(environment, has_ipv6()))).encode()
+    text = json.dumps(bootstrap(pod_workload(environment, has_loopback_ipv6()))).encode()
     descriptor = os.memfd_create("bootstrap.json")
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(text)

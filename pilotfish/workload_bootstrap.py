@@ -58,6 +58,8 @@ class Workload:
     """The same as text; counts where there is no file."""
     outbound_address: str = ""
     """Where the outbound port is bound instead of `address`."""
+    admin_address: str = ""
+    """Where the admin port is bound instead of `address`; `::` is all addresses, of IPv4 too."""
     captured: bool = False
     """Rules redirect the workload's connections to the sidecar (`pilotfish capture`)."""
     strict: bool = False
@@ -92,7 +94,7 @@ def bootstrap(workload: Workload) -> dict[str, Any]:
             "cluster": workload.service_account,
             "metadata": {"WORKLOAD_IP": workload.address},
         },
-        "admin": {"address": _address(workload.address, workload.admin_port)},
+        "admin": {"address": _admin(workload)},
         "certificate_provider_instances": {
             CERTIFICATE_PROVIDER: {
                 "name": CERTIFICATE_PROVIDER,
@@ -124,6 +126,13 @@ def bootstrap(workload: Workload) -> dict[str, Any]:
 
 def _address(host: str, port: int) -> dict[str, Any]:
     return {"socket_address": {"address": host, "port_value": port}}
+
+
+def _admin(workload: Workload) -> dict[str, Any]:
+    address = _address(workload.admin_address or workload.address, workload.admin_port)
+    if workload.admin_address == "::":
+        address["socket_address"]["ipv4_compat"] = True
+    return address
 
 
 def _outbound(workload: Workload) -> dict[str, Any]:

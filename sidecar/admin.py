@@ -36,7 +36,7 @@ AnswerProbe = Callable[[str], Awaitable[tuple[int, str]]]
 
 
 class AdminServer:
-    """Answers on one address from `sources`, and `probe` for those who ask how the applications are."""
+    """Answers from `sources`, and `probe` for those who ask how the applications are."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sources: AdminSources, probe: AnswerProbe | None = None
@@ -44,26 +44,27 @@ class AdminServer:
         self._loop = loop
         self._probe = probe
         self._pages = AdminPages(sources)
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._connections: dict[_AdminConnection, None] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self.port = 0
 
-    async def start(self, address: Address) -> None:
-        """Bind and serve. Raises ListenError."""
-        sock = bind_listener(address, "admin")
-        self.port = sock.getsockname()[1]
-        self._server = await self._loop.create_server(
-            lambda: Connection(self._loop, self, None, True), sock=sock
-        )
+    async def start(self, *addresses: Address) -> None:
+        """Bind and serve; `port` is that of the last. Raises ListenError."""
+        for address in addresses:
+            sock = bind_listener(address, "admin")
+            self.port = sock.getsockname()[1]
+            self._servers.append(
+                await self._loop.create_server(lambda: Connection(self._loop, self, None, True), sock=sock)
+            )
         self._sweep()
 
     def close(self) -> None:
         """Stop listening and close every connection once its answer is out."""
         if self._sweeper is not None:
             self._sweeper.cancel()
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         for connection in list(self._connections):
             connection.leave()
 

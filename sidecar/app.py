@@ -21,7 +21,7 @@ from sidecar.admin import AdminServer, AnswerProbe
 from sidecar.admin_pages import AdminSources
 from sidecar.config.dependency_manager import DependencyManager
 from sidecar.config.resources import Bootstrap, ClusterConfig, Http2Options, ListenerConfig, SocketAddress
-from sidecar.exit_watch import watch
+from sidecar.exit_watch import applications_end, watch
 from sidecar.http.buffer_budget import BufferBudget
 from sidecar.identity.ca_client import CaClient
 from sidecar.identity.certificate_provider import CertificateProvider
@@ -86,13 +86,19 @@ async def _serve(
     header_limit: int,
     pod: Pod,
 ) -> None:
-    stop = asyncio.Event()
+    stop, ended = asyncio.Event(), asyncio.Event()
+
+    def finish(_: object = None) -> None:
+        """The applications have ended, or say so."""
+        ended.set()
+        stop.set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    sidecar = Sidecar(bootstrap, http2_engine, buffer_limit, header_limit, stop.set, pod)
+    sidecar = Sidecar(bootstrap, http2_engine, buffer_limit, header_limit, finish, pod)
     if pod.applications:
-        spawn(watch(pod), "exit watch").add_done_callback(lambda _: stop.set())
+        spawn(watch(pod), "exit watch").add_done_callback(finish)
     stopping = spawn(stop.wait(), "stop")
     starting = spawn(_started(sidecar), "start")
     try:
@@ -103,8 +109,9 @@ async def _serve(
         if problem is not None:
             raise problem
         await stopping
+        spawn(applications_end(pod), "end of the applications").add_done_callback(lambda _: ended.set())
         # Also when SIGTERM came first: listeners may serve while discovery is still awaited.
-        await sidecar.drain(drain_deadline)
+        await sidecar.drain(drain_deadline, ended)
     finally:
         await sidecar.close()
 
@@ -130,7 +137,8 @@ class Sidecar:
         quit: Callable[[], None],
         pod: Pod,
     ) -> None:
-        """`buffer_limit` and `header_limit` in bytes; `quit` ends the process as SIGTERM does."""
+        """`buffer_limit` and `header_limit` in bytes; `quit` ends the process as SIGTERM does, and waits for
+        no application."""
         self._bootstrap = bootstrap
         self._quit = quit
         self._pod = pod
@@ -187,10 +195,10 @@ class Sidecar:
     async def start(self) -> None:
         """Returns once traffic is taken. Raises StartError."""
         bootstrap = self._bootstrap
-        if bootstrap.admin is not None:
+        if bootstrap.admin:
             self._admin = AdminServer(self._loop, self._admin_sources(), self._answer_probe())
             try:
-                await self._admin.start(bootstrap.admin)
+                await self._admin.start(*bootstrap.admin)
             except OSError as error:
                 raise StartError(str(error)) from error
         for path in bootstrap.without_effect:
@@ -308,14 +316,14 @@ class Sidecar:
         logger.info("draining: clients are told to go elsewhere")
         self.listeners.announce()
 
-    async def drain(self, deadline: float) -> None:
-        """Fail readiness, tell clients to go, wait for what is in flight up to `deadline` seconds, counted
-        from when draining was announced."""
+    async def drain(self, deadline: float, ended: asyncio.Event) -> None:
+        """Fail readiness, tell clients to go, wait for what is in flight and until the applications have
+        `ended`, up to `deadline` seconds, counted from when draining was announced."""
         self._not_ready = "draining"
         if self._drain_began is not None:
             deadline = max(LEAST_DRAIN, deadline - (self._loop.time() - self._drain_began))
         logger.info("draining, for at most %.1f s", deadline)
-        left = await self.listeners.drain(deadline)
+        left = await self.listeners.drain(deadline, ended)
         logger.info("drained" if not left else f"drain deadline passed: {left} requests or sessions were cut")
 
     async def close(self) -> None:

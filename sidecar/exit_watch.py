@@ -1,8 +1,9 @@
-"""Ends the sidecar of a pod that completes, where the sidecar is an ordinary container.
+"""Whether the applications of a pod have ended, where the sidecar is an ordinary container.
 
-`app.py` runs `watch` when the injector asked for it. Such pods share one process namespace, in which process
-1 is the pod's own and those of other users than the sidecar's are the applications'. A native sidecar needs
-nothing of this: the kubelet ends it.
+`app.py` runs `watch` when the injector asked for it, for a pod that is to complete, and `applications_end` in
+every pod that ends. Pods may share one process namespace: in it process 1 is the pod's own, and those of
+other users than the sidecar's are the applications'. A native sidecar needs nothing of this: the kubelet ends
+it after them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from sidecar.pod import Pod
+from sidecar.pod import OutboundUntil, Pod
 
 QUIET = 2.0
 """Seconds without a process after which the applications are held to have completed."""
@@ -85,3 +86,13 @@ async def watch(pod: Pod, proc: Path = Path("/proc")) -> None:
     while not completion.observe(time.monotonic(), application_containers(proc, own_user)):  # noqa: ASYNC110
         await asyncio.sleep(_INTERVAL if completion.all_seen else _EAGER)
     _log.info("the applications of this pod have completed")
+
+
+async def applications_end(pod: Pod, proc: Path = Path("/proc")) -> None:
+    """In a pod that ends, where nothing is started anew: returns when no application makes calls any more.
+    Where that cannot be seen, it does not return."""
+    if pod.outbound_until is OutboundUntil.DEADLINE:
+        await asyncio.Event().wait()
+    elif pod.outbound_until is OutboundUntil.PROCESSES:
+        while application_containers(proc, os.getuid()):  # noqa: ASYNC110
+            await asyncio.sleep(_INTERVAL)

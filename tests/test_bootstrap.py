@@ -251,7 +251,7 @@ def test_a_certificate_provider_that_is_not_defined_is_named() -> None:
 
 def test_admin_address_and_effects_of_the_pair() -> None:
     config = load_bootstrap(str(PAIR))
-    assert config.admin == SocketAddress("127.0.0.1", 9901)
+    assert config.admin == (SocketAddress("127.0.0.1", 9901),)
     tracing = f"{MANAGER}.tracing.spawn_upstream_span"
     assert config.without_effect == (tracing,)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.exit_watch import Completion, application_containers
-from sidecar.pod import Pod, read_pod
+from sidecar.exit_watch import Completion, application_containers, applications_end
+from sidecar.pod import OutboundUntil, Pod, read_pod
+from sidecar.runtime.tasks import spawn
 
 
 def completed_at(completion: Completion, looks: Iterable[tuple[float, str]]) -> float | None:
@@ -60,20 +62,44 @@ def test_the_variables_of_the_injector_are_understood() -> None:
     variables = {
         "PILOTFISH_APPLICATIONS": "2",
         "PILOTFISH_APPLICATION_RESTARTS": "true",
+        "PILOTFISH_OUTBOUND_UNTIL": "processes",
         "POD_IP": "10.1.2.3",
     }
-    assert read_pod(variables) == Pod(address="10.1.2.3", applications=2, restarts=True)
+    assert read_pod(variables) == Pod(
+        address="10.1.2.3", applications=2, restarts=True, outbound_until=OutboundUntil.PROCESSES
+    )
     assert read_pod({}) == Pod()
     with pytest.raises(ValueError, match="PILOTFISH_APPLICATIONS is 'all'; it takes a number"):
         read_pod({"PILOTFISH_APPLICATIONS": "all"})
+    with pytest.raises(
+        ValueError, match="PILOTFISH_OUTBOUND_UNTIL is 'noon'; it takes processes or deadline"
+    ):
+        read_pod({"PILOTFISH_OUTBOUND_UNTIL": "noon"})
+
+
+def has_ended(until: OutboundUntil, proc: Path) -> bool:
+    """What a sidecar knows at its first look."""
+
+    async def first_look() -> bool:
+        task = spawn(applications_end(Pod(outbound_until=until), proc), "end")
+        await asyncio.sleep(0)
+        task.cancel()
+        return task.done()
+
+    return asyncio.run(first_look())
+
+
+def test_in_a_pod_that_ends_applications_have_ended_with_their_processes(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    assert has_ended(OutboundUntil.PROCESSES, tmp_path)
+    assert has_ended(OutboundUntil.SIGTERM, tmp_path)
+    assert not has_ended(OutboundUntil.DEADLINE, tmp_path)
 
 
 POD = """
 import os, subprocess, sys
-watch = "import asyncio; from sidecar.exit_watch import watch; from sidecar.pod import Pod;" \\
-    " asyncio.run(watch(Pod(applications=1)))"
-sidecar = subprocess.Popen([sys.executable, "-c", watch])
 application = subprocess.Popen(["sleep", "1"], user=12345)
+sidecar = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
 application.wait()
 print("still there" if sidecar.poll() is None else "gone before the application", flush=True)
 print("sidecar ended with", sidecar.wait(20), flush=True)
@@ -81,9 +107,16 @@ print("sidecar ended with", sidecar.wait(20), flush=True)
 """Process 1 of a process namespace that a sidecar and an application share."""
 
 
+COMPLETES = "watch(Pod(applications=1))"
+IS_DELETED = "applications_end(Pod(outbound_until=OutboundUntil.PROCESSES))"
+
+
 @pytest.mark.root
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
-def test_a_sidecar_ends_after_the_processes_of_its_pod() -> None:
+@pytest.mark.parametrize("waits", [COMPLETES, IS_DELETED])
+def test_a_sidecar_ends_after_the_processes_of_its_pod(waits: str) -> None:
+    imports = "import asyncio; from sidecar.exit_watch import *; from sidecar.pod import *;"
     command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c", POD]
+    command.append(f"{imports} asyncio.run({waits})")
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.stdout == "still there\nsidecar ended with 0\n", result.stderr

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from control_plane.injector.annotations import Annotations
-from control_plane.injector.sidecar_container import InjectionSettings
+from control_plane.injector.sidecar_container import InjectionSettings, PodPlan, container_resources
 from mesh_api.names import INIT_CONTAINER
 
 _RUN_VOLUME = "pilotfish-run"
 
 
-def init_container(settings: InjectionSettings, pod: Annotations) -> dict[str, Any]:
+def init_container(settings: InjectionSettings, pod: Annotations, plan: PodPlan) -> dict[str, Any]:
     options = {
         "--skip-inbound-ports": pod.skip_inbound_ports,
         "--skip-outbound-ports": pod.skip_outbound_ports,
@@ -27,7 +27,8 @@ def init_container(settings: InjectionSettings, pod: Annotations) -> dict[str, A
         "image": settings.init_image,
         "imagePullPolicy": "IfNotPresent",
         "args": ["capture", "install", *given],
-        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "64Mi"}},
+        # A pod needs the most that one of its init containers needs: these add nothing to the sidecar's.
+        "resources": container_resources(settings, pod, plan),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"add": ["NET_ADMIN", "NET_RAW"], "drop": ["ALL"]},

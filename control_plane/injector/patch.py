@@ -1,7 +1,7 @@
 """Adds the sidecar to a pod: pure functions of pod and settings.
 
 Called by the webhook for each new pod and by `pilotfish inject` for pod templates. Nothing that the pod's
-author set is changed or taken away, and a pod that has the sidecar already stays as it is.
+author set is changed or taken away, and of a pod that has the sidecar already only what is new is led to it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from control_plane.injector.annotations import (
     InjectionError,
     read_annotations,
 )
+from control_plane.injector.host_aliases import add_host_aliases
 from control_plane.injector.init_container import init_container, init_volumes
+from control_plane.injector.operating_system import is_windows
 from control_plane.injector.probes import probes_variable, refused_hooks, rewrite_probes
+from control_plane.injector.proxy_variables import add_proxy_variables
+from control_plane.injector.second_pass import lead_new_containers
 from control_plane.injector.sidecar_container import (
     InjectionSettings,
     PodPlan,
     drain_seconds,
-    proxy_environment,
     sidecar_container,
     sidecar_volumes,
 )
@@ -35,6 +38,9 @@ __all__ = ["Injection", "InjectionError", "inject", "json_patch", "skip_reason"]
 
 Object = dict[str, Any]
 
+_HAS_SIDECAR = "it has a sidecar"
+_DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
+"""Annotation of a pod: the container that kubectl takes where it is told none."""
 _ENFORCE = "pod-security.kubernetes.io/enforce"
 """Label of a namespace: `privileged`, or what allows no container that may set rules."""
 
@@ -46,7 +52,9 @@ class Injection:
     metadata: Object
     spec: Object
     skipped: str = ""
-    """Why it got no sidecar; empty: it has got one."""
+    """Why it stays as it is; empty: it does not."""
+    outcome: str = "sidecar added"
+    """What became of it otherwise."""
     warnings: tuple[str, ...] = ()
     """For whoever makes the pod."""
 
@@ -60,6 +68,10 @@ def inject(
     """The pod (or template) with the sidecar. `namespace`: metadata of the pod's Namespace, where that is
     known. What is given is not changed. Raises InjectionError."""
     reason = skip_reason(metadata, spec)
+    if reason == _HAS_SIDECAR:
+        led = lead_new_containers(metadata, spec)
+        if led != spec:
+            return Injection(dict(metadata), led, outcome="new containers led to the sidecar")
     if reason:
         return Injection(dict(metadata), dict(spec), reason)
     annotations, unknown = read_annotations(metadata, namespace)
@@ -76,21 +88,19 @@ def inject(
     if captured:
         written = _for_control_plane(annotations, inbound)
         new_metadata["annotations"] = {**(new_metadata.get("annotations") or {}), **written}
-        originals = rewrite_probes(beside)
-        probes = probes_variable(originals) if originals else ""
-        if inbound == "strict":
-            warnings += (
-                f"pilotfish: {hook}.httpGet will be refused, because {INBOUND} is strict and the kubelet "
-                "calls in plain text; use exec or sleep"
-                for hook in refused_hooks(beside)
-            )
+        probes = _captured_probes(beside, inbound, warnings)
     else:
         for container in beside:
-            _add_environment(container)
-    plan = PodPlan(captured, inbound, native, _drain_seconds(annotations, spec), probes)
+            add_proxy_variables(container)
+    seconds = _drain_seconds(annotations, spec)
+    plan = PodPlan(captured, inbound, native, seconds, spec.get("resources") or {}, probes)
     if not native:
-        plan = _with_exit_watch(plan, new_spec, warnings)
+        plan = _as_ordinary(plan, new_spec, warnings)
+        # Which would be the sidecar, the first of them.
+        default = {_DEFAULT_CONTAINER: containers[0].get("name")}
+        new_metadata["annotations"] = {**default, **(new_metadata.get("annotations") or {})}
     _add_containers(new_spec, settings, annotations, plan)
+    add_host_aliases(new_spec, settings, warnings)
     return Injection(new_metadata, new_spec, warnings=tuple(warnings))
 
 
@@ -112,6 +122,18 @@ def _captured(
         )
         return False
     return True
+
+
+def _captured_probes(beside: list[Object], inbound: str, warnings: list[str]) -> str:
+    """Leads the probes of these containers through the sidecar, and returns its variable."""
+    originals = rewrite_probes(beside)
+    if inbound == "strict":
+        warnings += (
+            f"pilotfish: {hook}.httpGet will be refused, because {INBOUND} is strict and the kubelet "
+            "calls in plain text; use exec or sleep"
+            for hook in refused_hooks(beside)
+        )
+    return probes_variable(originals) if originals else ""
 
 
 def _for_control_plane(annotations: Annotations, inbound: str) -> dict[str, str]:
@@ -137,20 +159,21 @@ def _drain_seconds(annotations: Annotations, spec: Mapping[str, Any]) -> int:
     return seconds
 
 
-def _with_exit_watch(plan: PodPlan, spec: Object, warnings: list[str]) -> PodPlan:
+def _as_ordinary(plan: PodPlan, spec: Object, warnings: list[str]) -> PodPlan:
     """An ordinary sidecar would keep a pod that is to complete from doing so: it has to see the processes of
-    the others, and end after them."""
+    the others, and end after them. In other pods it is their author's choice whether it can."""
     policy = spec.get("restartPolicy")
-    if policy not in ("Never", "OnFailure"):
-        return plan
-    if spec.get("hostPID") or spec.get("shareProcessNamespace") is False:
-        warnings.append(
-            "pilotfish: the sidecar will not end by itself, because the pod shares no processes of its own "
-            "(shareProcessNamespace); end it with POST /quitquitquit on port 15000"
-        )
-        return plan
-    spec["shareProcessNamespace"] = True
-    return replace(plan, applications=len(spec["containers"]), restarts=policy == "OnFailure")
+    if policy in ("Never", "OnFailure"):
+        if spec.get("hostPID") or spec.get("shareProcessNamespace") is False:
+            warnings.append(
+                "pilotfish: the sidecar will not end by itself, because the pod shares no processes of its "
+                "own (shareProcessNamespace); end it with POST /quitquitquit on port 15000"
+            )
+        else:
+            spec["shareProcessNamespace"] = True
+            plan = replace(plan, applications=len(spec["containers"]), restarts=policy == "OnFailure")
+    seen = spec.get("shareProcessNamespace")
+    return replace(plan, outbound_until="processes" if seen else "deadline")
 
 
 def _add_containers(
@@ -158,7 +181,7 @@ def _add_containers(
 ) -> None:
     sidecar = sidecar_container(settings, annotations, plan)
     initial = spec.get("initContainers") or []
-    rules = [init_container(settings, annotations)] if plan.captured else []
+    rules = [init_container(settings, annotations, plan)] if plan.captured else []
     if plan.native:
         # First, so that the init containers after it have the mesh too.
         spec["initContainers"] = [*rules, sidecar, *initial]
@@ -197,18 +220,9 @@ def skip_reason(metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
         raise InjectionError("the pod has no containers")
     for container in (*spec["containers"], *(spec.get("initContainers") or ())):
         if container.get("name") == SIDECAR_CONTAINER:
-            return "it has a sidecar"
+            return _HAS_SIDECAR
     if spec.get("hostNetwork"):
         return "it uses the node's network (hostNetwork), whose ports are not the sidecar's to bind"
-    if (spec.get("os") or {}).get("name") == "windows":
+    if is_windows(spec):
         return "it is a Windows pod"
     return ""
-
-
-def _add_environment(container: Object) -> None:
-    """The proxy variables, except those that the author of the pod has set in any spelling of case."""
-    given = container.get("env") or []
-    names = {str(variable.get("name", "")).lower() for variable in given}
-    added = [variable for variable in proxy_environment() if variable["name"].lower() not in names]
-    if added:
-        container["env"] = [*given, *added]

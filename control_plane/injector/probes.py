@@ -2,7 +2,7 @@
 
 The kubelet has no certificate of the mesh, and to a sidecar that takes every connection any TCP probe would
 succeed. So each probe becomes a GET of the sidecar's admin port, and the sidecar does what the original asked
-(`sidecar/probes.py`). Used by `patch`, on copies.
+(`sidecar/probes.py`). Used by `patch` and `second_pass`, on copies.
 """
 
 from __future__ import annotations
@@ -22,24 +22,33 @@ _PATHS = {"livenessProbe": "livez", "readinessProbe": "readyz", "startupProbe": 
 
 def rewrite_probes(containers: Iterable[Object]) -> dict[str, Object]:
     """Changes the probes of these containers; returns the originals by path. Left alone are commands, probes
-    of another host (`host`) and ports that cannot be told."""
+    of another host (`host`), ports that cannot be told, and what was rewritten before."""
     originals: dict[str, Object] = {}
     for container in containers:
         for field, last in _PATHS.items():
             probe = container.get(field)
-            original = _original(container, probe) if isinstance(probe, Mapping) else None
-            if probe is None or original is None:
-                continue
             path = f"/app-health/{container['name']}/{last}"
+            led = {"path": path, "port": ADMIN_PORT, "scheme": "HTTP"}
+            if not isinstance(probe, Mapping) or probe.get("httpGet") == led:
+                continue
+            original = _original(container, probe)
+            if original is None:
+                continue
             originals[path] = {**original, "timeoutSeconds": probe.get("timeoutSeconds") or 1}
             kept = {key: value for key, value in probe.items() if key not in original}
-            container[field] = {"httpGet": {"path": path, "port": ADMIN_PORT, "scheme": "HTTP"}, **kept}
+            container[field] = {"httpGet": led, **kept}
     return originals
 
 
 def probes_variable(originals: Mapping[str, Object]) -> str:
     """What the sidecar reads. Kubernetes expands `$(NAME)` in variables, and takes `$$` for a dollar."""
     return json.dumps(originals, separators=(",", ":"), sort_keys=True).replace("$", "$$")
+
+
+def read_variable(text: str) -> dict[str, Object]:
+    """The originals that `probes_variable` wrote."""
+    found: dict[str, Object] = json.loads(text.replace("$$", "$"))
+    return found
 
 
 def _original(container: Mapping[str, Any], probe: Mapping[str, Any]) -> Object | None:

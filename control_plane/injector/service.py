@@ -53,9 +53,10 @@ class Injector:
         settings: InjectionSettings,
         now: Callable[[], datetime],
         watched_namespace: Callable[[str], Object | None],
+        cluster_ips: Callable[[str, str], tuple[str, ...]],
     ) -> None:
         """Sidecars get the authority's root, whatever `settings` says. `watched_namespace`: as `Namespaces`
-        has it. Raises what the authority raises."""
+        has it; `cluster_ips`: as `WebhookServer`. Raises what the authority raises."""
         self._client = client
         self._namespace = namespace
         self._authority = authority
@@ -64,6 +65,7 @@ class Injector:
             replace(settings, root_pem=authority.root_pem),
             WebhookTls(lambda: _issue(authority, names), now),
             Namespaces(client, watched_namespace).metadata,
+            cluster_ips,
         )
 
     def __repr__(self) -> str:

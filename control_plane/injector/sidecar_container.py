@@ -1,5 +1,4 @@
-"""What the sidecar is in a pod: its container, its volume, and the variables that lead applications to it
-where nothing is captured.
+"""What the sidecar is in a pod: its container and its volume.
 
 Used by `patch`. The variables `PILOTFISH_*` and `POD_*` are read by `pilotfish sidecar --from-environment`
 (`pilotfish/pod_bootstrap.py`): both sides must agree.
@@ -7,16 +6,21 @@ Used by `patch`. The variables `PILOTFISH_*` and `POD_*` are read by `pilotfish 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from control_plane.injector.annotations import Annotations
 from control_plane.injector.probes import VARIABLE as PROBES_VARIABLE
-from mesh_api.names import ADMIN_PORT, CA_AUDIENCE, OUTBOUND_PORT, SIDECAR_CONTAINER, SIDECAR_USER
+from control_plane.injector.quantities import amount, buffer_mebibytes
+from mesh_api.names import ADMIN_PORT, CA_AUDIENCE, SIDECAR_CONTAINER, SIDECAR_USER
 
 ROOT_CONFIG_MAP = "pilotfish-root"
 """ConfigMap with the root under the key `root.pem`; the control plane keeps one in its own namespace."""
 ROOT_KEY = "root.pem"
+CAPTURE_VARIABLE = "PILOTFISH_CAPTURE"
+APPLICATIONS_VARIABLE = "PILOTFISH_APPLICATIONS"
+"""Of the sidecar; not there where nothing is captured, or where no other container is to be waited for."""
 TOKEN_DIRECTORY = "/var/run/secrets/mesh"
 _TOKEN_VOLUME = "pilotfish-token"
 _TOKEN_SECONDS = 43200
@@ -24,16 +28,6 @@ _START_SECONDS = 300
 """How long a sidecar may wait for the control plane before the kubelet starts it anew."""
 _BEFORE_KILL = 5
 """Seconds between the end of draining and the end of the pod's grace period."""
-
-_OWN_MEMORY = 96
-_LEAST_BUFFER = 16
-"""MiB, both: of a sidecar without traffic, and for buffers in any case."""
-_BYTES = {
-    **{unit: 1000.0**power for power, unit in enumerate(("n", "u", "m"), -3)},
-    **{unit: 1000.0**power for power, unit in enumerate("kMGTPE", 1)},
-    **{f"{unit}i": 1024.0**power for power, unit in enumerate("KMGTPE", 1)},
-}
-"""By suffix of a quantity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +48,8 @@ class InjectionSettings:
     trust_domain: str = "cluster.local"
     otlp: str = ""
     """`HOST:PORT` of an OTLP/HTTP collector; empty: spans are not exported."""
+    addresses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of Services that sidecars call, by host name; for pods that do not ask the cluster's DNS."""
     trace_sampling: str = "100"
     """Percent of new traces."""
     log_level: str = "info"
@@ -73,12 +69,17 @@ class PodPlan:
     """`strict` or `permissive`; of captured pods."""
     native: bool
     drain_seconds: int
+    pod_level: Mapping[str, Any] = field(default_factory=dict)
+    """Requests and limits of all of its containers together (`spec.resources`)."""
     probes: str = ""
     """What `probes_variable` makes of the probes that the sidecar is to run; empty: none."""
     applications: int = 0
     """So many containers, and when all have completed the sidecar ends too; 0: it never does by itself."""
     restarts: bool = False
     """A container that fails is started anew (`restartPolicy: OnFailure`)."""
+    outbound_until: str = ""
+    """How long applications may make calls after an ordinary sidecar's SIGTERM: until the end of their
+    `processes`, or where it cannot see these the `deadline`."""
 
 
 def drain_seconds(pod: Annotations, grace_period: int) -> int:
@@ -88,7 +89,6 @@ def drain_seconds(pod: Annotations, grace_period: int) -> int:
 
 def sidecar_container(settings: InjectionSettings, pod: Annotations, plan: PodPlan) -> dict[str, Any]:
     deadline = str(plan.drain_seconds)
-    memory_limit = pod.memory or settings.memory_limit
     hooks: dict[str, Any] = {"preStop": {"exec": {"command": ["pilotfish", "drain", "--deadline", deadline]}}}
     container: dict[str, Any] = {
         "name": SIDECAR_CONTAINER,
@@ -100,7 +100,7 @@ def sidecar_container(settings: InjectionSettings, pod: Annotations, plan: PodPl
             "--drain-deadline",
             deadline,
             "--buffer-limit",
-            str(buffer_mebibytes(memory_limit)),
+            str(buffer_mebibytes(_memory(settings, pod, plan))),
             "--log-level",
             pod.log_level or settings.log_level,
         ],
@@ -110,7 +110,7 @@ def sidecar_container(settings: InjectionSettings, pod: Annotations, plan: PodPl
         "readinessProbe": _probe("/ready", 5, 2),
         "livenessProbe": _probe("/live", 10, 6),
         "lifecycle": hooks,
-        "resources": _resources(settings, pod, memory_limit),
+        "resources": container_resources(settings, pod, plan),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
@@ -132,26 +132,29 @@ def sidecar_container(settings: InjectionSettings, pod: Annotations, plan: PodPl
     return container
 
 
-def buffer_mebibytes(memory: str) -> int:
-    """MiB of requests and responses that a sidecar with so much memory (a Kubernetes quantity) may hold."""
-    mebibytes = _amount(memory) / 2**20
-    # Half of what the process itself leaves free: buffers are copied, and Python gives memory back late.
-    return max(_LEAST_BUFFER, int(mebibytes - _OWN_MEMORY) // 2)
+def _memory(settings: InjectionSettings, pod: Annotations, plan: PodPlan) -> str:
+    """The most that the sidecar may use."""
+    own = pod.memory or settings.memory_limit
+    whole = str((plan.pod_level.get("limits") or {}).get("memory", own))
+    return min(own, whole, key=amount)
 
 
-def _amount(quantity: str) -> float:
-    number = quantity.rstrip("numkKMGTPEi")
-    return float(number) * _BYTES.get(quantity[len(number) :], 1.0)
-
-
-def _resources(settings: InjectionSettings, pod: Annotations, memory_limit: str) -> dict[str, Any]:
+def container_resources(settings: InjectionSettings, pod: Annotations, plan: PodPlan) -> dict[str, Any]:
+    """Requests and limits of the sidecar, and of the init container before it. Of what the pod has for all of
+    its containers together they share that, unless its annotations say otherwise: the API server adds up."""
     requests = {"cpu": pod.cpu or settings.cpu, "memory": pod.memory or settings.memory_request}
-    limits = {"memory": memory_limit}
+    limits = {"memory": pod.memory or settings.memory_limit}
     if pod.cpu_limit is not None:
         limits["cpu"] = pod.cpu_limit
-        if pod.cpu is None and _amount(pod.cpu_limit) < _amount(settings.cpu):
+        if pod.cpu is None and amount(pod.cpu_limit) < amount(settings.cpu):
             requests["cpu"] = pod.cpu_limit  # the API server takes no request above its limit
-    return {"requests": requests, "limits": limits}
+    asked = {"cpu": pod.cpu or pod.cpu_limit, "memory": pod.memory}
+    together = {*(plan.pod_level.get("requests") or ()), *(plan.pod_level.get("limits") or ())}
+    shared = {name for name in together if not asked.get(name)}
+    return {
+        kind: {name: value for name, value in quantities.items() if name not in shared}
+        for kind, quantities in (("requests", requests), ("limits", limits))
+    }
 
 
 def _environment(settings: InjectionSettings, pod: Annotations, plan: PodPlan) -> list[dict[str, Any]]:
@@ -172,11 +175,12 @@ def _environment(settings: InjectionSettings, pod: Annotations, plan: PodPlan) -
         "PILOTFISH_TOKEN_FILE": f"{TOKEN_DIRECTORY}/token",
         "PILOTFISH_OTLP": settings.otlp,
         "PILOTFISH_TRACE_SAMPLING": pod.trace_sampling or settings.trace_sampling,
-        "PILOTFISH_CAPTURE": "true" if plan.captured else "",
+        CAPTURE_VARIABLE: "true" if plan.captured else "",
         "PILOTFISH_INBOUND": plan.inbound if plan.captured else "",
         PROBES_VARIABLE: plan.probes,
-        "PILOTFISH_APPLICATIONS": str(plan.applications) if plan.applications else "",
+        APPLICATIONS_VARIABLE: str(plan.applications) if plan.applications else "",
         "PILOTFISH_APPLICATION_RESTARTS": "true" if plan.restarts else "",
+        "PILOTFISH_OUTBOUND_UNTIL": plan.outbound_until,
     }
     return [
         *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()),
@@ -202,18 +206,4 @@ def sidecar_volumes() -> list[dict[str, Any]]:
             "name": _TOKEN_VOLUME,
             "projected": {"sources": [{"serviceAccountToken": token}], "defaultMode": 0o644},
         }
-    ]
-
-
-def proxy_environment() -> list[dict[str, str]]:
-    """For application containers. The proxy is on loopback, so nobody else can use the pod's identity."""
-    proxy = f"http://127.0.0.1:{OUTBOUND_PORT}"
-    # Kubernetes expands $(NAME) from the variables of every container; one that is not there stays as text.
-    direct = "localhost,127.0.0.1,::1,kubernetes.default.svc,$(KUBERNETES_SERVICE_HOST)"
-    return [
-        {"name": "HTTP_PROXY", "value": proxy},
-        {"name": "http_proxy", "value": proxy},
-        {"name": "grpc_proxy", "value": proxy},
-        {"name": "NO_PROXY", "value": direct},
-        {"name": "no_proxy", "value": direct},
     ]

@@ -13,12 +13,13 @@ import os
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from aiohttp import web
 
+from control_plane.injector.host_aliases import sought_services
 from control_plane.injector.patch import InjectionError, inject, json_patch
 from control_plane.injector.sidecar_container import InjectionSettings
 
@@ -84,6 +85,7 @@ class WebhookCounts:
     """Reviews answered, for metrics."""
 
     injected: int = 0
+    """With a patch."""
     skipped: int = 0
     refused: int = 0
     """For an annotation that cannot be."""
@@ -109,12 +111,15 @@ class WebhookServer:
         settings: InjectionSettings,
         tls: WebhookTls,
         namespace_metadata: Callable[[str], Awaitable[Object | None]],
+        cluster_ips: Callable[[str, str], tuple[str, ...]],
     ) -> None:
-        """`namespace_metadata`: as `Namespaces.metadata`."""
+        """`namespace_metadata`: as `Namespaces.metadata`. `cluster_ips`: of the Service with this namespace
+        and name; none where they are not known."""
         self.counts = WebhookCounts()
         self.tls = tls
         self._settings = settings
         self._namespace_metadata = namespace_metadata
+        self._cluster_ips = cluster_ips
         app = web.Application(client_max_size=MAX_BODY)
         app.router.add_post(PATH, self._review)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
@@ -148,12 +153,16 @@ class WebhookServer:
             {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}
         )
 
+    def _settings_now(self) -> InjectionSettings:
+        sought = sought_services(self._settings)
+        return replace(self._settings, addresses={host: self._cluster_ips(*key) for host, *key in sought})
+
     async def _answer(self, namespace: str, pod: Mapping[str, Any]) -> Object:
         metadata = pod.get("metadata") or {}
         name = f"{namespace}/{metadata.get('name') or metadata.get('generateName', '')}"
         known = await self._namespace_metadata(namespace)
         try:
-            injection = inject(metadata, pod.get("spec") or {}, self._settings, known)
+            injection = inject(metadata, pod.get("spec") or {}, self._settings_now(), known)
         except InjectionError as error:
             self.counts.refused += 1
             log.warning("pod refused pod=%s reason=%s", name, error)
@@ -163,7 +172,7 @@ class WebhookServer:
             log.info("pod left as it is pod=%s reason=%s", name, injection.skipped)
             return {"allowed": True}
         self.counts.injected += 1
-        log.info("sidecar added pod=%s", name)
+        log.info("%s pod=%s", injection.outcome, name)
         warnings = list(injection.warnings)
         if known is None:
             warnings.append(

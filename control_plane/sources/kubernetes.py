@@ -274,6 +274,11 @@ class KubernetesSource:
         """Labels and annotations of a Namespace that the injector reads; None: it is not known (yet)."""
         return self.state.namespaces.objects.get(("", name))
 
+    def cluster_ips(self, namespace: str, name: str) -> tuple[str, ...]:
+        """Of a Service; none if it is headless, or not known (yet)."""
+        service = self.state.services.objects.get((namespace, name))
+        return service.cluster_ips if service is not None else ()
+
     def _wake(self) -> None:
         self._dirty.set()
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from pilotfish.capture.backends import Backend, backends, count_rules
-from pilotfish.capture.host import CaptureError, add_source_address, remove_source_address
+from pilotfish.capture.host import (
+    CaptureError,
+    add_source_address,
+    has_loopback_ipv6,
+    remove_source_address,
+)
 from pilotfish.capture.settings import CaptureSettings
 
 _MODULES = "nf_tables, nft_redir and nft_fib_inet, or iptable_nat, xt_REDIRECT, xt_owner and xt_multiport"
@@ -40,7 +45,7 @@ def remove() -> list[str]:
 
 
 def _first_that_can(settings: CaptureSettings, choice: str) -> tuple[Backend, list[str]]:
-    if settings.ipv6:
+    if settings.ipv6 and has_loopback_ipv6():
         # First, because without it the rules would cut the application off.
         add_source_address()
     failures = []

@@ -6,7 +6,7 @@ Called by `command.py`. Changes nothing; listens for a moment on a port of the s
 from __future__ import annotations
 
 from pilotfish.capture.backends import Backend, Places, backends, count_rules
-from pilotfish.capture.host import CaptureError, has_source_address
+from pilotfish.capture.host import CaptureError, has_loopback_ipv6, has_routable_ipv6, has_source_address
 from pilotfish.capture.probe import Fact, probe
 from pilotfish.capture.rules import rule_name
 from pilotfish.capture.settings import CaptureSettings
@@ -17,9 +17,21 @@ _AGAIN = "`pilotfish capture install` with the same options sets it"
 def check(settings: CaptureSettings, choice: str) -> list[Fact]:
     """What is so and what is not, rules first."""
     facts = _rules(settings, choice)
-    if settings.ipv6 and not has_source_address():
+    versions = settings.versions
+    if settings.ipv6 and not has_loopback_ipv6():
+        facts.append(_without_loopback())
+        versions = (4,)
+    elif settings.ipv6 and not has_source_address():
         facts.append(Fact(False, f"address ::6 is not on lo: {_AGAIN}"))
-    return facts + [probe(settings, version) for version in settings.versions]
+    return facts + [probe(settings, version) for version in versions]
+
+
+def _without_loopback() -> Fact:
+    """The rules lead connections over IPv6 to the sidecar, which takes none."""
+    if has_routable_ipv6():
+        problem = "lo has no IPv6 address, and the pod has one: nothing would answer over IPv6"
+        return Fact(False, f"{problem}; set net.ipv6.conf.lo.disable_ipv6 to 0")
+    return Fact(None, "lo has no IPv6 address: connections over IPv6 are refused")
 
 
 def differences(expected: Places, found: Places) -> list[str]:

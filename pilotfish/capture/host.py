@@ -60,14 +60,29 @@ def run(command: Sequence[str], text: str = "") -> str:
 
 def has_ipv6() -> bool:
     """Whether any interface has an IPv6 address, be it link-local: other hosts could come in by it."""
-    return _IPV6_ADDRESSES.exists() and bool(_IPV6_ADDRESSES.read_text())
+    return bool(_ipv6_addresses())
+
+
+def has_loopback_ipv6(addresses: Path = _IPV6_ADDRESSES) -> bool:
+    """Whether `::1` is on lo: without it nothing in the pod reaches anything else in it over IPv6, so that a
+    sidecar takes no connections over it. `pod_bootstrap` goes by this too."""
+    return (IPv6Address("::1"), "lo") in _ipv6_addresses(addresses)
+
+
+def has_routable_ipv6() -> bool:
+    """Whether the pod can call others over IPv6 than those on its own link."""
+    return any(not (found.is_link_local or found.is_loopback) for found, _ in _ipv6_addresses())
 
 
 def has_source_address() -> bool:
     """Whether the IPv6 address from which the sidecar calls its application is on lo."""
-    wanted = IPv6Address(INBOUND_SOURCE[1]).packed.hex()
-    lines = _IPV6_ADDRESSES.read_text().splitlines() if _IPV6_ADDRESSES.exists() else []
-    return any(line.startswith(wanted) and line.endswith(" lo") for line in lines)
+    return (IPv6Address(INBOUND_SOURCE[1]), "lo") in _ipv6_addresses()
+
+
+def _ipv6_addresses(file: Path = _IPV6_ADDRESSES) -> list[tuple[IPv6Address, str]]:
+    """Each with its interface; none where the kernel has no IPv6."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [(IPv6Address(int(line.split()[0], 16)), line.split()[-1]) for line in lines]
 
 
 def add_source_address() -> None:
@@ -79,7 +94,7 @@ def add_source_address() -> None:
             text = f"{INBOUND_SOURCE[1]} cannot be added to lo: {error.strerror}"
             if error.errno == errno.EPERM:
                 raise NotPermittedError(text) from error
-            raise CaptureError(f"{text}; where the pod has no use for IPv6: --ipv6 off") from error
+            raise CaptureError(text) from error
 
 
 def remove_source_address() -> bool:

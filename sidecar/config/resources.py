@@ -477,6 +477,10 @@ class ListenerConfig:
     continue_on_timeout: bool = False
     """A client that has said nothing by then is taken for plain text, instead of being dropped."""
 
+    @property
+    def direction(self) -> str:
+        return "inbound" if self.inbound else "outbound"
+
     def chains(self) -> tuple[tuple[str, FilterChainConfig], ...]:
         """All filter chains, each with its path in the listener."""
         found = [(f"filter_chains[{i}]", chain) for i, chain in enumerate(self.filter_chains)]
@@ -529,7 +533,8 @@ class Bootstrap:
     """Envoy `Bootstrap`, the part that is implemented."""
 
     node: Node = Node()
-    admin: SocketAddress | None = None
+    admin: tuple[SocketAddress, ...] = ()
+    """Where the admin port is bound; empty: there is none."""
     listeners: tuple[ListenerConfig, ...] = ()
     clusters: tuple[ClusterConfig, ...] = ()
     ads: AdsConfig | None = None

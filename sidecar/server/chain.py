@@ -262,9 +262,9 @@ class HttpChain:
 class TcpChain:
     """A TCP proxy and its sessions."""
 
-    def __init__(self, proxy: TcpProxy, stats: ListenerStats) -> None:
+    def __init__(self, proxy: TcpProxy) -> None:
         self.proxy = proxy
-        self.stats = stats
+        self.stats = proxy.stats
 
     def on_connection(self, conn: Connection, destination: SocketAddress | None = None) -> None:
         self.serve(conn, self.dial(conn, destination)[0])

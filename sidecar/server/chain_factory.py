@@ -27,7 +27,7 @@ from sidecar.server.forward_proxy import ForwardProxy
 from sidecar.server.route_sources import OnDemandRoutes, RdsRoutes, StaticRoutes
 from sidecar.server.tcp_proxy import TcpProxy
 from sidecar.telemetry.access_log import AccessLog
-from sidecar.telemetry.metrics import Metrics
+from sidecar.telemetry.metrics import ListenerStats, Metrics
 from sidecar.telemetry.tracing import Tracer, Untraced
 from sidecar.upstream.cluster_manager import ClusterManager
 
@@ -63,16 +63,19 @@ class ChainFactory:
 
     def __call__(self, config: ListenerConfig, chain: FilterChainConfig) -> Chain:
         network = chain.network
+        stats = self._metrics.listener(config.direction, config.name)
         if isinstance(network, TcpProxyConfig):
-            return TcpChain(self._tcp(network, None), self._metrics.listener(config.name))
-        return self._http(config, network)
+            return TcpChain(self._tcp(network, stats, None))
+        return self._http(config, network, stats)
 
-    def _tcp(self, config: TcpProxyConfig, access_log: AccessLog | None) -> TcpProxy:
+    def _tcp(self, config: TcpProxyConfig, stats: ListenerStats, access_log: AccessLog | None) -> TcpProxy:
         return TcpProxy(
-            config, self._clusters, self._random, self._clock, self._now, access_log, self._budget
+            config, self._clusters, self._random, self._clock, self._now, access_log, self._budget, stats
         )
 
-    def _http(self, config: ListenerConfig, http: HttpConnectionManagerConfig) -> HttpChain:
+    def _http(
+        self, config: ListenerConfig, http: HttpConnectionManagerConfig, stats: ListenerStats
+    ) -> HttpChain:
         access_log = self._access_log(http.access_log_path) if http.access_log else None
         routes = self._routes(http, config)
         context = HttpContext(
@@ -92,10 +95,10 @@ class ChainFactory:
         )
         tunnel = capture = None
         if isinstance(routes, OnDemandRoutes):
-            proxy = self._tcp(TcpProxyConfig("outbound", (), idle_timeout=0.0, tunneling=True), access_log)
+            opaque = TcpProxyConfig("outbound", (), idle_timeout=0.0, tunneling=True)
+            proxy = self._tcp(opaque, stats, access_log)
             tunnel = ForwardProxy(proxy)
             capture = CapturedConnections(proxy, routes)
-        stats = self._metrics.listener(config.name)
         return HttpChain(context, stats, self._make_h2, tunnel, capture)
 
     def _routes(self, http: HttpConnectionManagerConfig, config: ListenerConfig) -> RouteSource:

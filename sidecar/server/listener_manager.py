@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from sidecar.config.resources import FilterChainConfig, ListenerConfig, SocketAddress
 from sidecar.identity.tls_contexts import TlsContexts
@@ -85,7 +86,8 @@ class ListenerManager:
             self._retire(old.replace(config, chains))
             logger.info("listener %s changed", config.name)
             return
-        listener = Listener(config, chains, self._metrics.listener(config.name), self.find)
+        stats = self._metrics.listener(config.direction, config.name)
+        listener = Listener(config, chains, stats, self.find)
         await listener.bind()
         if self.draining:
             listener.stop_accepting()
@@ -135,16 +137,24 @@ class ListenerManager:
         for chain in self._chains():
             chain.drain(final=False)
 
-    async def drain(self, deadline: float) -> int:
-        """Inbound listeners first, then the others, so that the application can make calls until its last
-        request is answered. Each announces, then refuses and waits for what is in flight. What is left
-        after `deadline` seconds is cut; returns how many requests and sessions that were."""
+    async def drain(self, deadline: float, ended: asyncio.Event) -> int:
+        """Inbound listeners first, then, when the applications have `ended`, the others, so that these can
+        make calls until their last request is answered. Each announces, then refuses and waits for what is
+        in flight. What is left after `deadline` seconds is cut; returns how many requests and sessions that
+        were."""
         self.draining = True
         loop = asyncio.get_running_loop()
         end = loop.time() + deadline
         listeners = list(self.listeners.values())
         retired = list(self._retired)
         for inbound in (True, False):
+            if not inbound and not ended.is_set():
+                logger.info(
+                    "inbound listeners have drained; the others stay until the applications have ended"
+                )
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(end):
+                        await ended.wait()
             group = [listener for listener in listeners if listener.config.inbound is inbound]
             if group or retired:
                 await self._drain_group(group, retired, end)

@@ -16,6 +16,7 @@ from sidecar.http.context import Clock, ClusterSource
 from sidecar.net.connection import PeerInfo
 from sidecar.protocol.events import ErrorCode, Field, RequestHead, Reset, ResponseHead, Stream
 from sidecar.telemetry.access_log import AccessLog, AccessRecord
+from sidecar.telemetry.metrics import ListenerStats
 from sidecar.upstream.cluster import Cluster
 from sidecar.upstream.endpoint import Endpoint
 
@@ -32,9 +33,11 @@ class TcpProxy:
         now: Callable[[], float],
         access_log: AccessLog | None,
         budget: BufferBudget,
+        stats: ListenerStats,
     ) -> None:
         self.config = config
         self.budget = budget
+        self.stats = stats
         self.clusters = clusters
         self.now = now
         self._clock = clock
@@ -49,6 +52,7 @@ class TcpProxy:
         session = TcpSession(self, stream, remote, authority)
         stream.handler = session
         self.sessions.add(session)
+        self.stats.connections_active += 1
         if self.config.idle_timeout and not self._sweeping:
             self._sweeping = True
             self._clock.call_later(self.config.idle_timeout / 2, self._sweep)
@@ -225,6 +229,7 @@ class TcpSession:
         self.hold(-self.held)
         self.done = True
         self.proxy.sessions.discard(self)
+        self.proxy.stats.connections_active -= 1
 
     def finish(self, flag: str, text: str) -> None:
         """Both directions have ended, or the session was cut. Logged once."""

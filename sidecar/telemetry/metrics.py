@@ -68,7 +68,7 @@ class Metrics:
         self._routes = _Table(RouteStats, ("direction", "route", "cluster", "peer"), max_series)
         self._clusters = _Table(ClusterStats, ("cluster",), max_series)
         self._endpoints = _Table(EndpointStats, ("cluster", "endpoint"), max_series)
-        self._listeners = _Table(ListenerStats, ("listener",), max_series)
+        self._listeners = _Table(ListenerStats, ("direction", "listener"), max_series)
         self._collectors: list[Collector] = []
 
     def route(self, direction: str, route: str, cluster: str, peer: str) -> RouteStats:
@@ -81,8 +81,8 @@ class Metrics:
     def endpoint(self, cluster: str, endpoint: str) -> EndpointStats:
         return self._endpoints.get((cluster, endpoint))
 
-    def listener(self, name: str) -> ListenerStats:
-        return self._listeners.get((name,))
+    def listener(self, direction: str, name: str) -> ListenerStats:
+        return self._listeners.get((direction, name))
 
     def remove_cluster(self, name: str) -> None:
         """The cluster is gone: forget its series and those of its endpoints."""

@@ -330,6 +330,15 @@ def test_a_listener_that_takes_redirected_connections() -> None:
     assert (found.listener_filters_timeout, found.continue_on_timeout) == (0.1, True)
 
 
+def test_ipv4_compat_of_all_ipv6_addresses_is_all_addresses() -> None:
+    tree = small()
+    put(tree, f"{LISTENER}.address.socket_address", {"address": "::", "port_value": 80, "ipv4_compat": True})
+    found = load(tree)
+    assert found.listeners[0].address == SocketAddress("::", 80)
+    assert found.listeners[0].additional_addresses == (SocketAddress("0.0.0.0", 80),)
+    assert found.without_effect == ()
+
+
 def test_a_plain_listener_inspects_nothing_and_takes_no_notice_of_redirection() -> None:
     found = load(small()).listeners[0]
     assert (found.original_dst, found.hand_off, found.inspect_tls, found.bind_to_port) == (

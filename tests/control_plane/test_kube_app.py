@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import re
 import signal
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,6 +27,7 @@ from control_plane.settings import parse_arguments
 from control_plane.xds.types import ENDPOINTS
 from tests.support.kube_api import KubeApi, endpoint, pod
 from tests.support.kubernetes import account, backend, endpoint_slice, route, service
+from tests.support.processes import loopback
 from tests.support.xds_source import ADS
 
 USERS = "users.shop.svc.cluster.local:80"
@@ -171,6 +174,40 @@ def test_a_pod_that_leaves_drains_at_once(tmp_path: Path) -> None:
                 assert await client.health() == {"10.0.0.1": 1, "10.0.0.2": 1}
                 api.put(pod("users-b", leaving=True))
                 assert await client.health() == {"10.0.0.1": 1, "10.0.0.2": 3}
+
+    run(tmp_path, scenario)
+
+
+async def reviewed(api: KubeApi, host: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """What the webhook changes in a pod, by path."""
+    key = ("configmaps", "pilotfish-system", "pilotfish-root")
+    await until(lambda: key in api.objects)
+    context = ssl.create_default_context(cadata=api.objects[key]["data"]["root.pem"])
+    review = {"apiVersion": "admission.k8s.io/v1", "request": {"uid": "1", "object": {"spec": spec}}}
+    name = "pilotfish-injector.pilotfish-system.svc"
+    url = f"https://{host}:15017/inject"
+    async with (
+        aiohttp.ClientSession() as client,
+        client.post(url, json=review, ssl=context, server_hostname=name) as response,
+    ):
+        answer = await response.json()
+    return {each["path"]: each["value"] for each in json.loads(base64.b64decode(answer["response"]["patch"]))}
+
+
+def test_the_webhook_knows_where_the_services_are_that_sidecars_call(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        host = loopback()
+        api.put(service("pilotfish-control-plane", namespace="pilotfish-system", clusterIP="10.96.14.3"))
+        options = ["--namespace", "pilotfish-system", "--injector", f"{host}:15017", "--sidecar-image", "x:1"]
+        options += ["--sidecar-control-plane", "pilotfish-control-plane.pilotfish-system.svc:15010"]
+        async with replica(api, *options) as one:
+            await one.ready()
+            spec = {"containers": [{"name": "app"}], "dnsPolicy": "Default"}
+            [alias] = (await reviewed(api, host, spec))["/spec/hostAliases"]
+            assert alias == {
+                "ip": "10.96.14.3",
+                "hostnames": ["pilotfish-control-plane.pilotfish-system.svc"],
+            }
 
     run(tmp_path, scenario)
 

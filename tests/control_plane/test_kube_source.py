@@ -348,6 +348,17 @@ def test_namespaces_are_followed_for_what_the_injector_reads(tmp_path: Path) -> 
     run(tmp_path, scenario)
 
 
+def test_the_injector_is_told_the_addresses_of_services(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        api.put(service("users", clusterIPs=["10.96.0.9", "fd96::9"]), service("db", clusterIP="None"))
+        async with following(api) as follower:
+            cluster_ips = follower.source.cluster_ips
+            await follower.until(lambda: cluster_ips("shop", "users") == ("10.96.0.9", "fd96::9"))
+            assert cluster_ips("shop", "db") == cluster_ips("shop", "nobody") == ()
+
+    run(tmp_path, scenario)
+
+
 def test_namespaces_make_no_new_mesh_and_none_waits_for_them(tmp_path: Path) -> None:
     changes: list[None] = []
     ClusterState(lambda: changes.append(None)).namespaces.put(namespace("shop"))

@@ -43,8 +43,57 @@ def test_the_init_container_has_two_capabilities_and_nothing_else() -> None:
     assert init["securityContext"]["runAsUser"] == 0
     assert init["securityContext"]["readOnlyRootFilesystem"] is True
     assert init["securityContext"]["privileged"] is False
-    assert set(init["resources"]["requests"]) == {"cpu", "memory"}
     assert "restartPolicy" not in init
+
+
+@pytest.mark.parametrize("native", ["enabled", "disabled"])
+def test_a_pod_can_be_guaranteed_and_pass_a_quota_of_cpu_limits(native: str) -> None:
+    """Which every container must say, those that end before the application too."""
+    own = {"cpu": "1", "memory": "1Gi"}
+    app = {"name": "app", "image": "x", "resources": {"requests": own, "limits": own}}
+    knobs = {"proxy-cpu": "100m", "proxy-cpu-limit": "100m", "proxy-memory": "256Mi"}
+    spec = captured({**knobs, "native-sidecar": native}, containers=[app]).spec
+    asked = {c["name"]: c["resources"] for c in (*spec["initContainers"], *spec["containers"])}
+    proxy = {"cpu": "100m", "memory": "256Mi"}
+    guaranteed = {"requests": proxy, "limits": proxy}
+    assert asked == {
+        "pilotfish-init": guaranteed,
+        "pilotfish-sidecar": guaranteed,
+        "app": app["resources"],
+    }
+
+
+SMALL = {"cpu": "200m", "memory": "256Mi"}
+DEFAULT = {"requests": {"cpu": "50m", "memory": "96Mi"}, "limits": {"memory": "384Mi"}}
+ASKED = {"requests": {"memory": "64Mi"}, "limits": {"memory": "64Mi"}}
+
+
+@pytest.mark.parametrize(
+    ("resources", "knobs", "own", "buffers"),
+    [
+        ({}, {}, DEFAULT, "144"),
+        ({"requests": SMALL, "limits": SMALL}, {}, {"requests": {}, "limits": {}}, "80"),
+        ({"limits": SMALL}, {"proxy-memory": "64Mi"}, ASKED, "16"),
+        (
+            {"requests": {"cpu": "200m"}},
+            {},
+            {"requests": {"memory": "96Mi"}, "limits": {"memory": "384Mi"}},
+            "144",
+        ),
+        ({"limits": {"memory": 8 << 30}}, {}, {"requests": {"cpu": "50m"}, "limits": {}}, "144"),
+    ],
+)
+def test_a_sidecar_shares_what_the_pod_has_for_all_of_its_containers_together(
+    resources: dict[str, Any], knobs: dict[str, str], own: dict[str, Any], buffers: str
+) -> None:
+    """The API server takes no containers that together request more, and none with a higher limit."""
+    injection = captured(knobs, resources=resources)
+    init, sidecar = injection.spec["initContainers"]
+    assert init["resources"] == sidecar["resources"] == own
+    assert sidecar["args"][sidecar["args"].index("--buffer-limit") + 1] == buffers
+    assert injection.spec["resources"] == resources
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": injection.metadata, "spec": injection.spec}
+    kubernetes_validate.validate(pod, "1.34", strict=True)
 
 
 def test_what_is_left_out_is_told_to_the_rules() -> None:
@@ -150,8 +199,26 @@ def test_an_ordinary_sidecar_of_a_pod_that_completes_watches_the_applications(
     assert spec.get("shareProcessNamespace") is (True if variables else None)
 
 
+@pytest.mark.parametrize(
+    ("spec", "until"),
+    [
+        ({}, "deadline"),
+        ({"shareProcessNamespace": True}, "processes"),
+        ({"restartPolicy": "Never"}, "processes"),
+        ({"restartPolicy": "Never", "shareProcessNamespace": False}, "deadline"),
+    ],
+)
+def test_an_ordinary_sidecar_lets_applications_call_until_they_have_ended_as_far_as_it_can_see(
+    spec: dict[str, Any], until: str
+) -> None:
+    sidecar = captured({"native-sidecar": "disabled"}, **spec).spec["containers"][0]
+    assert env(sidecar)["PILOTFISH_OUTBOUND_UNTIL"] == until
+
+
 def test_a_native_sidecar_watches_nobody() -> None:
-    assert "shareProcessNamespace" not in captured(restartPolicy="Never").spec
+    spec = captured(restartPolicy="Never").spec
+    assert "shareProcessNamespace" not in spec
+    assert "PILOTFISH_OUTBOUND_UNTIL" not in env(spec["initContainers"][1])
 
 
 @pytest.mark.parametrize("more", [{"shareProcessNamespace": False}, {"hostPID": True}])

@@ -10,7 +10,8 @@ import kubernetes_validate
 import pytest
 
 from control_plane.injector.patch import InjectionError, inject, json_patch
-from control_plane.injector.sidecar_container import InjectionSettings, buffer_mebibytes
+from control_plane.injector.quantities import buffer_mebibytes
+from control_plane.injector.sidecar_container import InjectionSettings
 
 VERSIONS = ("1.30", "1.34", "1.37")
 SETTINGS = InjectionSettings(image="sidecar:1", root_pem="PEM", otlp="jaeger.tracing:4318")
@@ -162,7 +163,47 @@ def test_a_pod_may_stay_outside(where: str) -> None:
 
 def test_pods_that_cannot_have_a_sidecar_are_left_alone() -> None:
     assert "hostNetwork" in inject({}, spec(hostNetwork=True), SETTINGS).skipped
-    assert "Windows" in inject({}, spec(os={"name": "windows"}), SETTINGS).skipped
+
+
+def requires(*terms: list[tuple[str, str, list[str]]]) -> dict[str, Any]:
+    """Required node affinity; each term: key, operator and values of its expressions."""
+    selector = [
+        {
+            "matchExpressions": [
+                {"key": key, "operator": operator, "values": values} for key, operator, values in term
+            ]
+        }
+        for term in terms
+    ]
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": selector}}
+    return {"affinity": {"nodeAffinity": required}}
+
+
+OS, OLD_OS, ZONE = "kubernetes.io/os", "beta.kubernetes.io/os", "topology.kubernetes.io/zone"
+IN_ZONE = (ZONE, "In", ["a"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "windows"),
+    [
+        ({"os": {"name": "windows"}}, True),
+        ({"os": {"name": "linux"}}, False),
+        ({"nodeSelector": {OS: "windows"}}, True),
+        ({"nodeSelector": {OLD_OS: "windows"}}, True),
+        ({"nodeSelector": {OS: "linux", ZONE: "a"}}, False),
+        (requires([IN_ZONE, (OS, "In", ["windows"])]), True),
+        (requires([(OLD_OS, "NotIn", ["linux"])]), True),
+        (requires([(OS, "In", ["windows"])], [(OS, "In", ["windows"]), IN_ZONE]), True),
+        # A node that fits one of the terms will do.
+        (requires([(OS, "In", ["windows"])], [IN_ZONE]), False),
+        (requires([(OS, "In", ["linux", "windows"])]), False),
+        (requires([(OS, "Exists", [])]), False),
+        (requires([IN_ZONE]), False),
+        ({"affinity": {"podAntiAffinity": {}}}, False),
+    ],
+)
+def test_windows_pods_are_left_alone_however_they_say_it(asked: dict[str, Any], windows: bool) -> None:
+    assert inject({}, spec(**asked), SETTINGS).skipped == ("it is a Windows pod" if windows else "")
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -193,6 +234,47 @@ def test_the_injected_pod_is_valid(version: str, native: bool) -> None:
     injection = inject({"name": "x"}, spec(), replace(SETTINGS, native=native))
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": injection.metadata, "spec": injection.spec}
     kubernetes_validate.validate(pod, version, strict=True)
+
+
+@pytest.mark.parametrize("own", [{}, {"kubectl.kubernetes.io/default-container": "helper"}])
+def test_kubectl_goes_to_the_application_beside_an_ordinary_sidecar(own: dict[str, str]) -> None:
+    pod = spec()
+    pod["containers"].append({"name": "helper", "image": "x"})
+    ordinary = inject({"annotations": own}, pod, replace(SETTINGS, native=False))
+    default = {"kubectl.kubernetes.io/default-container": "app"}
+    assert ordinary.metadata["annotations"] == default | own
+    # A native sidecar is no default.
+    assert inject({"annotations": own}, pod, SETTINGS).metadata["annotations"] == own
+
+
+CONTROL_PLANE, COLLECTOR = "pilotfish-control-plane.pilotfish-system.svc", "jaeger.tracing.svc.cluster.local"
+KNOWN = {CONTROL_PLANE: ("10.96.0.7",), COLLECTOR: ("10.96.0.8",)}
+
+
+@pytest.mark.parametrize("policy", ["Default", "None"])
+def test_a_pod_with_other_name_servers_finds_what_its_sidecar_calls(policy: str) -> None:
+    settings = replace(SETTINGS, otlp=f"{COLLECTOR}:4318", addresses=KNOWN)
+    own = {"ip": "10.1.1.1", "hostnames": ["mine"]}
+    injection = inject({}, spec(dnsPolicy=policy, hostAliases=[own]), settings)
+    assert injection.spec["hostAliases"] == [
+        own,
+        {"ip": "10.96.0.7", "hostnames": [CONTROL_PLANE]},
+        {"ip": "10.96.0.8", "hostnames": [COLLECTOR]},
+    ]
+    assert injection.warnings == ()
+    clustered = inject({}, spec(dnsPolicy="ClusterFirst"), settings)
+    assert "hostAliases" not in clustered.spec
+
+
+def test_a_pod_whose_sidecar_may_not_find_the_control_plane_says_so() -> None:
+    injection = inject({}, spec(dnsPolicy="None"), SETTINGS)
+    assert "hostAliases" not in injection.spec
+    [warning] = injection.warnings
+    assert warning.startswith(
+        f"pilotfish: dnsPolicy is None, and the address of {CONTROL_PLANE} is not known here: "
+    )
+    by_address = replace(SETTINGS, control_plane="10.96.0.7:15010")
+    assert inject({}, spec(dnsPolicy="None"), by_address).warnings == ()
 
 
 def test_the_patch_touches_only_what_changes() -> None:

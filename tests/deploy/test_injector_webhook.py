@@ -35,6 +35,9 @@ CONFIGURATION = {
 }
 
 
+CLUSTER_IPS = {(NAMESPACE, "pilotfish-control-plane"): ("10.96.14.3", "fd96::3")}
+
+
 class Clock:
     """Moved by the test."""
 
@@ -87,7 +90,15 @@ def run(tmp_path: Path, test: Callable[[Rig, KubeApi, Clock], Awaitable[None]]) 
             client = KubeClient(from_kubeconfig(api.kubeconfig()))
             settings = InjectionSettings(image="sidecar:1", init_image="init:1")
             watched: dict[str, Any] = {}
-            injector = Injector(client, NAMESPACE, authority, settings, clock, watched.get)
+            injector = Injector(
+                client,
+                NAMESPACE,
+                authority,
+                settings,
+                clock,
+                watched.get,
+                lambda *service: CLUSTER_IPS[service],
+            )
             rig = Rig(injector, authority, client, watched)
             rig.port = await injector.start("127.0.0.1", 0)
             try:
@@ -162,6 +173,21 @@ def test_the_namespace_s_annotations_are_defaults_and_its_pod_security_is_obeyed
         assert sidecar["args"][-2:] == ["--log-level", "debug"]
         [warning] = answer["response"]["warnings"]
         assert warning.startswith("pilotfish: not captured, because the namespace enforces")
+
+    run(tmp_path, test)
+
+
+def test_a_pod_with_other_name_servers_is_told_where_the_control_plane_is(tmp_path: Path) -> None:
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        api.put(namespace())
+        pod = {**POD, "spec": {**POD["spec"], "dnsPolicy": "Default"}}
+        answer = (await rig.ask(review(pod)))[1]
+        host = "pilotfish-control-plane.pilotfish-system.svc"
+        assert patched(answer)["/spec/hostAliases"] == [
+            {"ip": "10.96.14.3", "hostnames": [host]},
+            {"ip": "fd96::3", "hostnames": [host]},
+        ]
+        assert "warnings" not in answer["response"]
 
     run(tmp_path, test)
 

@@ -12,7 +12,9 @@ import pytest
 import yaml
 
 from control_plane.cluster import Cluster
+from control_plane.injector.patch import inject
 from control_plane.injector.service import SERVICE, webhook_names
+from control_plane.injector.sidecar_container import InjectionSettings
 from control_plane.injector.webhook import PATH
 from control_plane.leader import NAME as LEASE
 from control_plane.settings import parse_arguments
@@ -248,6 +250,8 @@ def test_the_webhook_is_where_its_configuration_says() -> None:
     assert (service["name"], service["path"]) == (SERVICE, PATH)
     assert webhook_names(service["namespace"])[0] == "pilotfish-injector.pilotfish-system.svc"
     assert webhook["failurePolicy"] == "Ignore"
+    # The API server shows it a pod again that later webhooks have changed.
+    assert webhook["reinvocationPolicy"] == "IfNeeded"
     selector = webhook["namespaceSelector"]
     assert selector["matchLabels"] == {"mesh.pilotfish.dev/inject": "enabled"}
     # Labelled by mistake, these would wait for a webhook that waits for them.
@@ -265,6 +269,41 @@ def test_every_port_of_the_control_plane_is_open_to_the_api_server() -> None:
     [rule] = policy["spec"]["ingress"]
     assert {port["port"] for port in rule["ports"]} == {port["name"] for port in container["ports"]}
     assert "from" not in rule
+
+
+@needs_kustomize
+@pytest.mark.parametrize("kustomization", [name for name in KUSTOMIZATIONS if name != "examples/shop"])
+def test_the_autoscaler_alone_says_how_many_replicas_there_are(kustomization: str) -> None:
+    """It raises them to its least number without a metric, too; `apply` would set back another number."""
+    objects = build(kustomization)
+    least = {"deploy/k8s/overlays/production": 3}.get(kustomization, 2)
+    scaled = one(objects, "HorizontalPodAutoscaler", "pilotfish-control-plane")["spec"]
+    assert scaled["minReplicas"] == least
+    target = one(objects, scaled["scaleTargetRef"]["kind"], scaled["scaleTargetRef"]["name"])
+    assert "replicas" not in target["spec"]
+
+
+@needs_kustomize
+def test_what_pods_wait_for_is_scheduled_before_them() -> None:
+    objects = build("deploy/k8s/overlays/production")
+    [webhook] = one(objects, "MutatingWebhookConfiguration", "pilotfish-injector")["webhooks"]
+    assert webhook["failurePolicy"] == "Fail"
+    deployment = one(objects, "Deployment", "pilotfish-control-plane")
+    name = deployment["spec"]["template"]["spec"]["priorityClassName"]
+    assert one(objects, "PriorityClass", name)["value"] == 1_000_000_000
+
+
+@needs_kustomize
+@pytest.mark.parametrize("kustomization", ["examples/shop", "deploy/k8s/overlays/demo"])
+def test_the_shop_is_captured_also_where_the_cluster_enforces_a_stricter_standard(kustomization: str) -> None:
+    shop = one(build(kustomization), "Namespace", "shop")["metadata"]
+    assert shop["labels"].items() >= {
+        ("mesh.pilotfish.dev/inject", "enabled"),
+        ("pod-security.kubernetes.io/enforce", "privileged"),
+    }
+    settings = InjectionSettings(image="sidecar:1", init_image="init:1")
+    injection = inject({}, {"containers": [{"name": "app"}]}, settings, shop)
+    assert injection.spec["initContainers"][0]["name"] == "pilotfish-init"
 
 
 @needs_kustomize
@@ -378,12 +417,38 @@ def test_dashboards_ask_for_metrics_that_exist() -> None:
     assert used <= known_metrics()
 
 
-@needs_kustomize
-def test_prometheus_finds_the_ports_that_pods_name() -> None:
-    jobs = {
-        job["job_name"]: job
-        for job in yaml.safe_load((MONITORING / "prometheus.yml").read_text())["scrape_configs"]
-    }
-    regexes = [rule.get("regex") for rule in jobs["pilotfish-sidecars"]["relabel_configs"]]
-    assert "mesh-admin" in regexes
-    assert jobs["pilotfish-control-plane"]["relabel_configs"][0]["regex"] == "pilotfish-control-plane;status"
+def scraped(job: str, **labels: str) -> bool:
+    """Whether Prometheus keeps a target with these `__meta_kubernetes_pod_` labels."""
+    jobs = yaml.safe_load((MONITORING / "prometheus.yml").read_text())["scrape_configs"]
+    [rules] = [each["relabel_configs"] for each in jobs if each["job_name"] == job]
+    for rule in rules:
+        names = [name.removeprefix("__meta_kubernetes_pod_") for name in rule["source_labels"]]
+        value = ";".join(labels.get(name, "") for name in names)
+        fits = re.fullmatch(rule.get("regex", "(.*)"), value) is not None
+        if rule.get("action") == ("drop" if fits else "keep"):
+            return False
+    return True
+
+
+TARGETS = {
+    "pilotfish-sidecars": {
+        "label_mesh_pilotfish_dev_injected": "true",
+        "container_port_name": "mesh-admin",
+    },
+    "pilotfish-control-plane": {
+        "label_app_kubernetes_io_name": "pilotfish-control-plane",
+        "container_port_name": "status",
+    },
+}
+
+
+@pytest.mark.parametrize("job", TARGETS)
+def test_prometheus_finds_the_ports_that_pods_name(job: str) -> None:
+    assert scraped(job, **TARGETS[job], phase="Running")
+    assert not scraped(job, **TARGETS[job] | {"container_port_name": "http"}, phase="Running")
+
+
+@pytest.mark.parametrize("job", TARGETS)
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+def test_prometheus_leaves_out_finished_pods_whose_address_may_be_another_pod_s(job: str, phase: str) -> None:
+    assert not scraped(job, **TARGETS[job], phase=phase)

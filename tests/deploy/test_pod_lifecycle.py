@@ -17,8 +17,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from control_plane.injector.patch import inject
 from control_plane.injector.sidecar_container import InjectionSettings
+from pilotfish.capture.host import has_loopback_ipv6
 from pilotfish.drain import drain, run_drain, run_wait, wait_ready
-from pilotfish.pod_bootstrap import PodError, bootstrap_file, has_ipv6, pod_workload
+from pilotfish.pod_bootstrap import PodError, bootstrap_file, pod_workload
 from pilotfish.workload_bootstrap import bootstrap
 from sidecar.bootstrap import load_bootstrap, parse_bootstrap
 from sidecar.config.resources import Bootstrap, Discovery, SocketAddress, TcpProxyConfig
@@ -46,8 +47,21 @@ def test_the_sidecar_understands_what_the_injector_wrote() -> None:
     assert bootstrap.without_effect == ()
     [outbound] = bootstrap.listeners
     assert (outbound.address.host, outbound.address.port) == ("127.0.0.1", 15001)
-    assert bootstrap.admin is not None
-    assert (bootstrap.admin.host, bootstrap.admin.port) == ("10.1.2.3", 15000)
+
+
+@pytest.mark.parametrize(
+    ("pod", "ipv6", "hosts"),
+    [
+        ("10.1.2.3", False, ["0.0.0.0"]),
+        ("10.1.2.3", True, ["::", "0.0.0.0"]),
+        ("fd00::3", False, ["::", "0.0.0.0"]),
+    ],
+)
+def test_the_admin_port_of_a_pod_is_at_all_of_its_addresses(pod: str, ipv6: bool, hosts: list[str]) -> None:
+    workload = pod_workload(environment() | {"POD_IP": pod}, ipv6)
+    understood = parse_bootstrap(json.dumps(bootstrap(workload)))
+    assert understood.admin == tuple(SocketAddress(host, 15000) for host in hosts)
+    assert understood.without_effect == ()
 
 
 def captured(inbound: str, ipv6: bool) -> Bootstrap:
@@ -102,7 +116,7 @@ def test_a_strict_sidecar_hands_nothing_on_that_discovery_does_not_know() -> Non
 def test_ipv6_is_there_when_loopback_has_it(tmp_path: Path, text: str | None, expected: bool) -> None:
     if text is not None:
         (tmp_path / "if_inet6").write_text(text)
-    assert has_ipv6(tmp_path / "if_inet6") is expected
+    assert has_loopback_ipv6(tmp_path / "if_inet6") is expected
 
 
 def test_the_init_container_understands_its_arguments() -> None:
@@ -163,8 +177,8 @@ class Admin:
         if path == "/ready":
             status = self.next(self.ready)
             return status, "ready\n" if status == 200 else "waiting for discovery\n"
-        inbound = {"listener": "inbound|10.1.2.3|8080", "connections_active": self.next(self.connections)}
-        outbound = {"listener": "outbound", "connections_active": 7}
+        inbound = {"direction": "inbound", "connections_active": self.next(self.connections)}
+        outbound = {"direction": "outbound", "connections_active": 7}
         return 200, json.dumps({"listeners": [outbound, inbound]})
 
 

@@ -54,9 +54,8 @@ async def live(api: KubeApi) -> None:
         assert await Namespaces(client, lambda name: None).metadata("shop")
         cluster = Cluster(client, NAMESPACE, lambda mesh: None, Random(1))
         settings_of_sidecars = InjectionSettings(image="x")
-        injector = Injector(
-            client, NAMESPACE, trust.authority, settings_of_sidecars, utc_now, cluster.source.namespace
-        )
+        watched = (cluster.source.namespace, cluster.source.cluster_ips)
+        injector = Injector(client, NAMESPACE, trust.authority, settings_of_sidecars, utc_now, *watched)
         async with asyncio.TaskGroup() as group:
             group.create_task(injector.run(stop))
             group.create_task(cluster.follow(stop))

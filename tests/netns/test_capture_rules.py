@@ -482,6 +482,38 @@ def test_a_pod_without_ipv6_has_rules_for_ipv4(backend: str) -> None:
         assert capture(pod, "remove") == (0, f"removed: rules that were set with {backend}\n")
 
 
+def without_loopback_ipv6(pod: Namespace) -> None:
+    pod.must("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/lo/disable_ipv6")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_pod_whose_loopback_has_no_ipv6_is_captured_and_refuses_ipv6(backend: str) -> None:
+    require(backend)
+    with pod_and_peer() as (pod, peer):
+        without_loopback_ipv6(pod)
+        pod.ip("-6", "addr", "flush", "dev", "eth0", "scope", "global")
+        for host, address in ((pod, "fe80::2/64"), (peer, "fe80::1/64")):
+            host.ip("-6", "addr", "add", address, "dev", "eth0", "nodad")
+        status, text = capture(pod, "install", "--backend", backend)
+        assert status == 0, text
+        assert "note: lo has no IPv6 address: connections over IPv6 are refused\n" in text
+        assert "ok: IPv4 connection" in text
+        assert capture(pod, "check", "--backend", backend)[0] == 0
+        with closing(pod.listener("::", 8080)), closing(peer.socket(6)) as client:
+            with peer.entered():
+                interface = socket.if_nametoindex("eth0")
+            assert client.connect_ex(("fe80::2", 8080, 0, interface)) == 111
+        assert capture(pod, "remove") == (0, f"removed: rules that were set with {backend}\n")
+
+
+def test_a_pod_that_needs_ipv6_and_has_none_on_loopback_does_not_start() -> None:
+    with pod_and_peer() as (pod, _):
+        without_loopback_ipv6(pod)
+        status, text = capture(pod, "install")
+        assert status == 1
+        assert "fail: lo has no IPv6 address, and the pod has one: nothing would answer over IPv6; " in text
+
+
 def test_wrong_options_change_nothing() -> None:
     with pod_and_peer() as (pod, _):
         assert capture(pod, "install", *OPTIONS)[0] == 0

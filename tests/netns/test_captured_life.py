@@ -67,15 +67,19 @@ def proved(answer: dict[str, Any]) -> str:
     return str(answer["headers"].get("x-forwarded-client-cert", "").rpartition("URI=")[2])
 
 
-def load(pod: CapturedPod, url: str, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.support.captured_clients", "load", url, str(seconds)]
-    return subprocess.Popen(
+def load(pod: CapturedPod, url: str) -> subprocess.Popen[str]:
+    """Goes on until it is terminated."""
+    command = [sys.executable, "-m", "tests.support.captured_clients", "load", url]
+    running = subprocess.Popen(
         [*pod.command(APPLICATION_USER), *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
     )
+    assert running.stdout is not None
+    assert running.stdout.readline() == "begun\n"
+    return running
 
 
 def leave(mesh: CapturedMesh, pod: CapturedPod, stay: list[CapturedPod]) -> None:
@@ -96,11 +100,12 @@ def leave(mesh: CapturedMesh, pod: CapturedPod, stay: list[CapturedPod]) -> None
 
 def test_a_service_is_rolled_under_load_without_a_failure(mesh: CapturedMesh) -> None:
     one, two = mesh.pods["users-1"], mesh.pods["users-2"]
-    running = load(mesh.pods["client"], "http://users/", 6.0)
+    running = load(mesh.pods["client"], "http://users/")
     new = add_users(mesh, 3)
     mesh.ready(new)
     mesh.add_service("users", one, two, new)
     leave(mesh, one, [two, new])
+    running.terminate()
     text, _ = running.communicate(timeout=30)
     seen = json.loads(text.splitlines()[-1])
     assert set(seen) == {"200 users-1", "200 users-2", "200 users-3"}
@@ -121,11 +126,43 @@ def test_a_pod_that_drains_still_calls_and_ends_what_was_begun(mesh: CapturedMes
         assert slow.result()["name"] == "users-2"
         assert drained.result().returncode == 0, drained.result().stdout
         assert time.monotonic() - begun < 20
+    for own in ("127.0.0.1", "[::1]", pod.ip, f"[{pod.host.addresses[6]}]"):
+        # The pod controls its sidecar at any of its addresses.
+        drain = f"http://{own}:15000/drain"
+        assert pod.must("curl", "-sg", "--noproxy", "*", "-X", "POST", drain) == "draining\n"
     # The application outlives the hook, and still calls.
     assert proved(curl(pod, "http://client/")).endswith("/sa/users")
     pod.terminated()
     assert pod.sidecar is not None
     assert pod.sidecar.child.returncode == 0
+
+
+def test_draining_waits_for_sessions_of_opaque_tcp(mesh: CapturedMesh) -> None:
+    pod = mesh.add_pod("cache-1", "cache", "echo=6379")
+    mesh.ready(pod)
+    with mesh.pods["outside"].host.namespace.socket(4) as client:
+        client.connect((pod.ip, 6379))
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        waited = mesh.hook(pod, "drain", "--deadline", "0")
+        assert waited.stdout == "deadline passed: 1 inbound connections are left\n"
+        assert waited.returncode == 1
+    assert mesh.hook(pod, "drain", "--deadline", "25").returncode == 0
+
+
+def test_an_application_beside_an_ordinary_sidecar_calls_until_it_says_that_it_has_ended(
+    mesh: CapturedMesh,
+) -> None:
+    pod = mesh.add_pod("worker-1", "worker", "http=8080", native_sidecar="disabled")
+    mesh.ready(pod)
+    sidecar = pod.sidecar
+    assert sidecar is not None
+    sidecar.terminate()  # with the application, not after it
+    eventually(lambda: "the others stay until the applications have ended" in sidecar.log())
+    assert proved(curl(pod, "http://client/")).endswith("/sa/worker")
+    assert pod.must("curl", "-s", "-X", "POST", "http://127.0.0.1:15000/quitquitquit")
+    assert sidecar.wait() == 0
+    assert pod.run("curl", "-s", "--noproxy", "*", "http://client/").returncode == 7  # no connection
 
 
 @pytest.fixture

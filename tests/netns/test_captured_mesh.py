@@ -547,6 +547,21 @@ def test_a_probe_says_what_the_application_says(world: World) -> None:
         world.db.must(*curl_health[:-1], curl_health[-1] + "200")
 
 
+@pytest.mark.parametrize("loopback", ["127.0.0.1", "[::1]"])
+def test_kubectl_port_forward_reaches_the_admin_port(world: World, loopback: str) -> None:
+    """It calls loopback, in the pod's namespace."""
+    for pod in (world.client, world.db, world.legacy):
+        ready = pod.run("curl", "-sg", "--noproxy", "*", f"http://{loopback}:15000/ready", user=0)
+        assert ready.stdout == "ready\n"
+
+
+@ipv4_and_ipv6
+def test_another_pod_cannot_end_a_sidecar_at_any_of_its_addresses(world: World, version: int) -> None:
+    url = f"http://{at(world.db.host.addresses[version], 15000)}/quitquitquit"
+    said = world.plain.must("curl", "-sg", "--noproxy", "*", "-X", "POST", url)
+    assert said == "refused: /quitquitquit is for this host alone\n"
+
+
 def test_probes_that_were_not_rewritten_reach_a_permissive_pod(world: World) -> None:
     assert world.mesh.kubelet(world.server, "/health", 8080) == (200, "server-1")
 

@@ -95,7 +95,7 @@ class Rig:
 
     @property
     def stats(self) -> Any:
-        return self.metrics.listener("in")
+        return self.metrics.listener("outbound", "in")
 
 
 def run(directory: Path, test: Callable[[Rig], Coroutine[Any, Any, None]]) -> None:

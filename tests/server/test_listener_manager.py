@@ -22,8 +22,12 @@ from sidecar.net.connection import Connection
 from sidecar.net.sockets import bind_listener
 from sidecar.net.tls import TlsConfigError
 from sidecar.protocol.raw import RawCodec
+from sidecar.runtime.tasks import spawn
 from sidecar.server.listener_manager import ListenerManager
 from sidecar.telemetry.metrics import Metrics
+
+ENDED = asyncio.Event()
+ENDED.set()
 
 
 class Greeter:
@@ -191,7 +195,7 @@ def test_a_removed_listener_closes_its_port_and_drains() -> None:
 def test_nothing_changes_once_draining_has_begun() -> None:
     async def test(setup: Setup) -> None:
         await setup.apply(listener("one"))
-        await setup.manager.drain(0.0)
+        await setup.manager.drain(0.0, ENDED)
         assert await setup.apply(listener("two"), listener("more", name="more")) == []
         assert len(setup.chains) == 1
 
@@ -204,9 +208,36 @@ def test_draining_announces_waits_for_what_is_in_flight_and_cuts_the_rest() -> N
         inbound, outbound = setup.chains
         inbound.active = 1
         outbound.active = 2
-        assert await setup.manager.drain(0.1) == 3
+        assert await setup.manager.drain(0.1, ENDED) == 3
         assert (inbound.drains, outbound.drains) == ([False, True], [False, True])
         assert (inbound.aborted, outbound.aborted) == (1, 1)
+
+    run(test)
+
+
+def test_outbound_listeners_serve_until_the_applications_have_ended() -> None:
+    async def test(setup: Setup) -> None:
+        await setup.apply(listener("in", name="in", inbound=True), listener("out", name="out"))
+        inbound, outbound = setup.chains
+        ended = asyncio.Event()
+        draining = spawn(setup.manager.drain(60.0, ended), "drain")
+        while inbound.drains != [False, True]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert await ask(setup.port("out")) == b"out"
+        assert outbound.drains == []
+        ended.set()
+        assert await draining == 0
+        assert outbound.drains == [False, True]
+
+    run(test)
+
+
+def test_applications_that_do_not_end_are_cut_off_at_the_deadline() -> None:
+    async def test(setup: Setup) -> None:
+        await setup.apply(listener("out", name="out"))
+        setup.chains[0].active = 1
+        assert await setup.manager.drain(0.1, asyncio.Event()) == 1
+        assert (setup.chains[0].drains, setup.chains[0].aborted) == ([False, True], 1)
 
     run(test)
 
@@ -217,7 +248,7 @@ def test_connections_of_a_replaced_listener_are_drained_and_cut_with_the_others(
         setup.chains[0].active = setup.chains[0].connections = 1
         await setup.apply(listener("two"))
         await setup.apply(listener("three"))
-        assert await setup.manager.drain(0.1) == 1
+        assert await setup.manager.drain(0.1, ENDED) == 1
         assert setup.chains[0].drains[-1] is True
         assert setup.chains[0].aborted == 1
 

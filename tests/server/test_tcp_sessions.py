@@ -16,6 +16,7 @@ from sidecar.protocol.events import ErrorCode, Reset
 from sidecar.protocol.raw import RawCodec
 from sidecar.server.tcp_proxy import TcpProxy, TcpSession, TcpUpstream
 from sidecar.telemetry.access_log import AccessRecord
+from sidecar.telemetry.metrics import ListenerStats
 from tests.support.virtual_clock import VirtualClock
 
 
@@ -69,7 +70,10 @@ class Rig:
         clusters: Any = {"db": self.cluster}
         config = TcpProxyConfig("tcp", (WeightedCluster("db", 1),), idle_timeout=60.0)
         self.budget = BufferBudget(100_000)
-        self.proxy = TcpProxy(config, clusters, Random(1), self.clock, lambda: self.now, None, self.budget)
+        self.stats = ListenerStats()
+        self.proxy = TcpProxy(
+            config, clusters, Random(1), self.clock, lambda: self.now, None, self.budget, self.stats
+        )
         self.downstream = RawCodec(None)
         self.upstream = RawCodec(None)
         self.session: TcpSession = self.proxy.accept(self.downstream.stream, ("127.0.0.1", 1))
@@ -126,6 +130,22 @@ def test_an_abandoned_session_is_counted_out_and_dials_no_longer(rig: Rig) -> No
     assert rig.cluster.finished == [(None, False)]
     assert rig.cluster.endpoint.waiter is None
     assert rig.proxy.sessions == set()
+
+
+def test_a_session_is_an_open_connection_of_its_listener_until_it_ends(rig: Rig) -> None:
+    abandoned = rig.proxy.accept(RawCodec(None).stream, ("127.0.0.1", 2))
+    cut = rig.proxy.accept(RawCodec(None).stream, ("127.0.0.1", 3))
+    rig.establish()
+    assert rig.stats.connections_active == 3
+    abandoned.abandon()
+    assert rig.stats.connections_active == 2
+    cut.fail("UF", "nobody is there")
+    cut.fail("UF", "nobody is there")
+    assert rig.stats.connections_active == 1
+    rig.downstream.receive_eof()
+    assert rig.stats.connections_active == 1
+    rig.upstream.receive_eof()
+    assert rig.stats.connections_active == 0
 
 
 def test_a_session_on_which_nothing_moves_for_the_idle_timeout_is_cut(rig: Rig) -> None:

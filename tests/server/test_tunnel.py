@@ -27,6 +27,7 @@ from sidecar.protocol.events import RequestHead
 from sidecar.protocol.sniff import Protocol
 from sidecar.server.tcp_proxy import TcpProxy
 from sidecar.server.tunnel import Tunnel, declared_protocol, pick_cluster, tunnel_route
+from sidecar.telemetry.metrics import ListenerStats
 from tests.support.virtual_clock import VirtualClock
 
 CONNECT = RouteMatch(connect=True)
@@ -130,7 +131,7 @@ def http_that_was_not_answered(discovery: Discovery) -> Context:
     context: Any = Context(discovery)
     config = TcpProxyConfig("outbound", ())
     budget = BufferBudget(1000)
-    proxy = TcpProxy(config, clusters, Random(1), context.clock, lambda: 0.0, None, budget)
+    proxy = TcpProxy(config, clusters, Random(1), context.clock, lambda: 0.0, None, budget, ListenerStats())
     served: list[Context] = []
     chain: Any = SimpleNamespace(serve=lambda conn, protocol, context: served.append(context))
     codecs: list[Any] = []

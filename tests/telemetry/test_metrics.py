@@ -123,7 +123,7 @@ def test_every_family_has_help_and_type_once_and_counters_end_in_total() -> None
     metrics.route(**ROUTE).record(200, None, 0.001)
     metrics.cluster("app").requests += 1
     metrics.endpoint("app", "10.0.0.1:80").requests += 1
-    metrics.listener("in").detected["http2"] = 3
+    metrics.listener("inbound", "in").detected["http2"] = 3
     metrics.register(ProcessMetrics("0.1.0", LoopLag(VirtualClock().call_later, VirtualClock().time), int))
     text = metrics.prometheus_text()
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")]
@@ -180,10 +180,10 @@ def test_label_values_survive_the_parser(name: str) -> None:
 
 def test_listener_detection_is_counted_by_protocol() -> None:
     metrics = Metrics()
-    metrics.listener("in").detected.update(http2=3, other=1)
+    metrics.listener("inbound", "in").detected.update(http2=3, other=1)
     name = "pilotfish_listener_detected_total"
-    assert value(metrics, name, listener="in", protocol="http2") == 3
-    assert value(metrics, name, listener="in", protocol="other") == 1
+    assert value(metrics, name, direction="inbound", listener="in", protocol="http2") == 3
+    assert value(metrics, name, direction="inbound", listener="in", protocol="other") == 1
 
 
 def test_a_registered_collector_is_asked_at_each_scrape() -> None:

@@ -12,7 +12,7 @@ from xds.type.v3 import typed_struct_pb2
 from mesh_api.names import CA_PROVIDER_TYPE
 from sidecar.config.decode.checks import check_references
 from sidecar.config.decode.cluster import cluster
-from sidecar.config.decode.common import address, ads_source
+from sidecar.config.decode.common import ads_source, listening_addresses
 from sidecar.config.decode.listener import listener
 from sidecar.config.decode.view import Fields, View
 from sidecar.config.resources import AdsConfig, Bootstrap, CaProviderConfig, Node, SocketAddress
@@ -93,9 +93,9 @@ def _node(view: View) -> Node:
     )
 
 
-def _admin(view: View) -> SocketAddress | None:
+def _admin(view: View) -> tuple[SocketAddress, ...]:
     admin = view.sub("admin", _ADMIN)
-    return address(admin.sub("address"), 0, ip_only=True) if admin.has("address") else None
+    return listening_addresses(admin.sub("address")) if admin.has("address") else ()
 
 
 def _ads(view: View, providers: tuple[CaProviderConfig, ...]) -> AdsConfig:

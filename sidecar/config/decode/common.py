@@ -14,7 +14,9 @@ from sidecar.config.decode.view import Fields, View
 from sidecar.config.resources import HeaderOperation, Http2Options, SocketAddress, StringMatcher
 
 _ADDRESS = Fields("socket_address", hints={"pipe": "use a socket_address"})
-_SOCKET_ADDRESS = Fields("address port_value protocol", "ipv4_compat", hints={"named_port": "use port_value"})
+_NAMED_PORT = {"named_port": "use port_value"}
+_SOCKET_ADDRESS = Fields("address port_value protocol", "ipv4_compat", hints=_NAMED_PORT)
+_LISTENING_ADDRESS = Fields("address port_value protocol ipv4_compat", hints=_NAMED_PORT)
 _HEADER_OPTION = Fields("header append append_action keep_empty_value")
 _HEADER_VALUE = Fields("key value raw_value")
 _STRING = Fields("exact prefix suffix contains safe_regex ignore_case")
@@ -50,14 +52,22 @@ _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _MAX_WINDOW = 0x7FFFFFFF
 
 
-def address(view: View, low_port: int, ip_only: bool) -> SocketAddress:
+def listening_addresses(view: View) -> tuple[SocketAddress, ...]:
+    """Where one `core.v3.Address` listens: `::` with `ipv4_compat` is all addresses of both families."""
+    found = address(view, 0, ip_only=True, fields=_LISTENING_ADDRESS)
+    if found.host == "::" and view.message.socket_address.ipv4_compat:
+        return found, SocketAddress("0.0.0.0", found.port)
+    return (found,)
+
+
+def address(view: View, low_port: int, ip_only: bool, fields: Fields = _SOCKET_ADDRESS) -> SocketAddress:
     """A `core.v3.Address`; ports from `low_port`. `ip_only`: names are an error."""
     view.check(_ADDRESS)
     if not view.has("socket_address"):
         if view.which("address") is None:
             view.error("required: a socket_address")
         return SocketAddress("", low_port)
-    socket = view.sub("socket_address", _SOCKET_ADDRESS)
+    socket = view.sub("socket_address", fields)
     socket.choice("protocol", {"TCP": None}, None)
     host = socket.required("address")
     if ip_only and host and not is_ip(host):

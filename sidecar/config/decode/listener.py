@@ -9,7 +9,7 @@ from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 
 from mesh_api.names import GROUP
-from sidecar.config.decode.common import address
+from sidecar.config.decode.common import listening_addresses
 from sidecar.config.decode.filter_chain_match import check_distinct, filter_chain_match
 from sidecar.config.decode.hcm import HCM_TYPE, http_connection_manager
 from sidecar.config.decode.tls import downstream_socket
@@ -65,11 +65,9 @@ def listener(view: View) -> ListenerConfig:
     )
     if view.has("api_listener"):
         return ListenerConfig(name=name, api_listener=_api_listener(view), inbound=inbound)
-    bound = address(view.sub("address"), 0, ip_only=True)
-    more = tuple(
-        address(each.sub("address"), 0, ip_only=True)
-        for each in view.subs("additional_addresses", _ADDITIONAL_ADDRESS)
-    )
+    bound, *more = listening_addresses(view.sub("address"))
+    for each in view.subs("additional_addresses", _ADDITIONAL_ADDRESS):
+        more += listening_addresses(each.sub("address"))
     filters = _listener_filters(view)
     hand_off = view.flag("use_original_dst")
     chains = _filter_chains(view)
@@ -83,7 +81,7 @@ def listener(view: View) -> ListenerConfig:
         inbound=inbound,
         draining=_draining(view),
         default_filter_chain=default,
-        additional_addresses=more,
+        additional_addresses=tuple(more),
         bind_to_port=view.flag("bind_to_port", True),
         original_dst=hand_off or _ORIGINAL_DST_TYPE in filters,
         hand_off=hand_off,
