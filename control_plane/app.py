@@ -36,7 +36,8 @@ from control_plane.pipeline import Pipeline
 from control_plane.registry import Registry
 from control_plane.settings import Settings, split_address
 from control_plane.sources.file import FileSource
-from control_plane.status import StatusServer, StatusSources
+from control_plane.status import StatusServer
+from control_plane.status_sources import StatusSources
 from control_plane.xds.server import DiscoveryOptions, DiscoveryServer
 from control_plane.xds.snapshot_cache import ResourceSource
 
