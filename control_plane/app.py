@@ -99,6 +99,7 @@ class ControlPlane:
                 not_ready=self._not_ready,
                 webhook_not_after=lambda: self.webhook_not_after(),
                 webhook_counts=lambda: self.webhook_counts(),
+                reviews=trust.reviews,
             )
         )
         self._server: Any = None
@@ -214,7 +215,8 @@ async def cluster_trust(
         authority = root.from_files(
             settings.ca_cert, settings.ca_key, settings.trust_domain, settings.max_leaf_lifetime
         )
-    return Trust(authority, ByIssuer(keys.join_tokens, TokenReviews(client)))
+    reviews = TokenReviews(client)
+    return Trust(authority, ByIssuer(keys.join_tokens, reviews), reviews)
 
 
 def _mesh_settings(settings: Settings) -> MeshSettings:

@@ -60,8 +60,12 @@ def metrics_text(sources: StatusSources) -> str:
     )
     one("certificates_signed_total", "counter", "Workload certificates signed.", sources.certificates.signed)
     one("certificates_refused_total", "counter", "Signing requests refused.", sources.certificates.refused)
-    tokens_refused = sources.authenticator.refused
-    one("authentication_refused_total", "counter", "Calls without a valid token.", tokens_refused)
+    callers = sources.authenticator
+    one("authentication_refused_total", "counter", "Calls without a valid token.", callers.refused)
+    one("authentication_unavailable_total", "counter", "Calls by nobody knows whom.", callers.unavailable)
+    if sources.reviews is not None:
+        one("token_reviews_total", "counter", "Questions to the API server.", sources.reviews.reviews)
+        one("token_reviews_stale_total", "counter", "Those answered from memory.", sources.reviews.stale)
     webhook = sources.webhook_counts()
     if webhook is not None:
         outcomes = [({"outcome": outcome}, number) for outcome, number in webhook.by_outcome().items()]

@@ -12,6 +12,7 @@ from datetime import datetime
 from control_plane.ca.authority import CertificateAuthority
 from control_plane.ca.service import Authenticator, CertificateService
 from control_plane.ca.serving import ServingCertificate
+from control_plane.ca.token_review import TokenReviews
 from control_plane.injector.webhook import WebhookCounts
 from control_plane.model.problem import Problem
 from control_plane.xds.server import DiscoveryServer
@@ -30,3 +31,5 @@ class StatusSources:
     webhook_not_after: Callable[[], datetime | None] = lambda: None
     """When the certificate of the webhook ends; None: there is no webhook."""
     webhook_counts: Callable[[], WebhookCounts | None] = lambda: None
+    reviews: TokenReviews | None = None
+    """None: there is no cluster to ask about tokens."""
