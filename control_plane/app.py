@@ -30,6 +30,7 @@ from control_plane.injector.sidecar_container import InjectionSettings
 from control_plane.injector.webhook import WebhookCounts
 from control_plane.kube.access import AccessError
 from control_plane.kube.client import KubeClient, Object
+from control_plane.listening import ALL
 from control_plane.model.mesh import Mesh, MeshSettings, TracingSettings
 from control_plane.model.problem import Problem
 from control_plane.pipeline import Pipeline
@@ -113,7 +114,7 @@ class ControlPlane:
         self._server.add_generic_rpc_handlers((self.discovery.handler(), self._certificates.handler()))
         listen, status = self.settings.listen, self.settings.status
         try:
-            self.port = self._server.add_secure_port(listen, self._serving.credentials())
+            self.port = self._server.add_secure_port(_grpc_address(listen), self._serving.credentials())
             await self._server.start()
         except RuntimeError as error:
             raise StartError(f"cannot listen on {listen} (--listen): {error}") from error
@@ -125,7 +126,7 @@ class ControlPlane:
         log.info(
             "control plane started xds_port=%d status=http://%s:%d trust_domain=%s root_expires=%s",
             self.port,
-            split_address(status)[0],
+            status.rpartition(":")[0],
             self.status_port,
             self.authority.trust_domain,
             self.authority.not_after.isoformat(),
@@ -311,6 +312,12 @@ async def _serve(
             await stop.wait()
     finally:
         await plane.stop()
+
+
+def _grpc_address(listen: str) -> str:
+    """To grpc the IPv6 wildcard means IPv4 too, and IPv4 alone where the kernel has no IPv6."""
+    host, port = split_address(listen)
+    return f"[::]:{port}" if host == ALL else listen
 
 
 def _server_options(settings: Settings) -> list[tuple[str, int]]:

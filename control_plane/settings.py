@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from control_plane.listening import ALL
 from mesh_api.names import DEFAULT_TRUST_DOMAIN, STATUS_PORT, XDS_PORT
 
 DEFAULT_CA_DIR = Path.home() / ".pilotfish" / "ca"
@@ -31,7 +32,8 @@ class Settings:
     namespace: str = ""
     """Our own, for Secret and Lease; empty: that of the pod or of the kubeconfig's context."""
     listen: str = f"127.0.0.1:{XDS_PORT}"
-    """`HOST:PORT` of ADS and the signing RPC, gRPC over TLS."""
+    """`HOST:PORT` of ADS and the signing RPC, gRPC over TLS. Here, in `status` and in `injector` HOST may be
+    `*`: all addresses, IPv4 and IPv6."""
     status: str = f"127.0.0.1:{STATUS_PORT}"
     """`HOST:PORT` of the status page, metrics and readiness, plain HTTP."""
     ca_dir: Path = DEFAULT_CA_DIR
@@ -105,6 +107,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         prog=prog,
         description="Watches a cluster or a folder of Kubernetes YAML, issues identities, configures sidecars"
         " over xDS.",
+        epilog="HOST of --listen, --status and --injector may be *: all addresses, IPv4 and IPv6.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -139,8 +142,8 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--sidecar-image", default="", help="of injected sidecars")
     add("--init-image", default="", help="of the init container that captures; default: no capture")
     add("--no-capture", action="store_true", help="capture only pods that ask for it")
-    add("--sidecar-control-plane", type=_address, metavar="HOST:PORT", help="what they call")
-    add("--sidecar-otlp", type=_address, metavar="HOST:PORT", help="where they send spans")
+    add("--sidecar-control-plane", type=_callee, metavar="HOST:PORT", help="what they call")
+    add("--sidecar-otlp", type=_callee, metavar="HOST:PORT", help="where they send spans")
     return parser
 
 
@@ -204,4 +207,10 @@ def _address(text: str) -> str:
         split_address(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def _callee(text: str) -> str:
+    if split_address(_address(text))[0] == ALL:
+        raise argparse.ArgumentTypeError(f"{text!r} names nobody; expected HOST:PORT or [IPv6]:PORT")
     return text

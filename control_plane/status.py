@@ -14,6 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
+from control_plane.listening import site
 from control_plane.status_metrics import metrics_text
 from control_plane.status_page import render
 from control_plane.status_sources import StatusSources
@@ -48,7 +49,7 @@ class StatusServer:
     async def start(self, host: str, port: int) -> int:
         """Returns the port, which the system chose if 0 was asked for. Raises OSError."""
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port).start()
+        await site(self._runner, host, port).start()
         return int(self._runner.addresses[0][1])
 
     async def close(self) -> None:

@@ -67,12 +67,12 @@ class Rig:
         self.client = client
         self.port = 0
 
-    async def ask(self, body: object, name: str = NAME) -> tuple[int, Any]:
+    async def ask(self, body: object, name: str = NAME, host: str = "127.0.0.1") -> tuple[int, Any]:
         context = ssl.create_default_context(cadata=self.authority.root_pem)
         async with (
             aiohttp.ClientSession() as session,
             session.post(
-                f"https://127.0.0.1:{self.port}/inject", json=body, ssl=context, server_hostname=name
+                f"https://{host}:{self.port}/inject", json=body, ssl=context, server_hostname=name
             ) as response,
         ):
             text = await response.text()
@@ -89,7 +89,7 @@ def run(tmp_path: Path, test: Callable[[Rig, KubeApi, Clock], Awaitable[None]]) 
             watched: dict[str, Any] = {}
             injector = Injector(client, NAMESPACE, authority, settings, clock, watched.get)
             rig = Rig(injector, authority, client, watched)
-            rig.port = await injector.start("127.0.0.1", 0)
+            rig.port = await injector.start("*", 0)
             try:
                 await test(rig, api, clock)
             finally:
@@ -113,6 +113,14 @@ def test_a_pod_gets_a_patch_with_the_mesh_s_root(tmp_path: Path) -> None:
         patch = {item["path"]: item["value"] for item in json.loads(base64.b64decode(response["patch"]))}
         environment = {item["name"]: item.get("value") for item in patch["/spec/initContainers"][1]["env"]}
         assert environment["PILOTFISH_ROOT_PEM"] == rig.authority.root_pem
+
+    run(tmp_path, test)
+
+
+def test_the_webhook_answers_at_all_addresses_of_both_families(tmp_path: Path) -> None:
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        for host in ("127.0.0.1", "[::1]"):
+            assert (await rig.ask(review(), host=host))[0] == 200
 
     run(tmp_path, test)
 

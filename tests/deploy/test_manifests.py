@@ -210,9 +210,9 @@ def test_the_control_plane_understands_its_arguments(kustomization: str) -> None
     settings = parse_arguments(arguments)
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert settings.kubernetes
-    assert settings.listen == f"0.0.0.0:{ports['xds']}"
-    assert settings.status == f"0.0.0.0:{ports['status']}"
-    assert settings.injector == f"0.0.0.0:{ports['webhook']}"
+    assert settings.listen == f"*:{ports['xds']}"
+    assert settings.status == f"*:{ports['status']}"
+    assert settings.injector == f"*:{ports['webhook']}"
     assert (ports["xds"], ports["status"]) == (XDS_PORT, STATUS_PORT)
     assert (settings.init_image, settings.capture) == ("init:1", True)
     # The name by which sidecars call is in the certificate.
