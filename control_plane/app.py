@@ -25,11 +25,12 @@ from control_plane.ca.service import Authenticator, CertificateService, Trust
 from control_plane.ca.serving import ServingCertificate
 from control_plane.ca.token_review import ByIssuer, TokenReviews
 from control_plane.cluster import Cluster, cluster_access, own_namespace
+from control_plane.injector.native import native_sidecars
 from control_plane.injector.service import Injector
 from control_plane.injector.sidecar_container import InjectionSettings
 from control_plane.injector.webhook import WebhookCounts
 from control_plane.kube.access import AccessError
-from control_plane.kube.client import KubeClient, Object
+from control_plane.kube.client import KubeClient, KubeError, Object
 from control_plane.listening import ALL
 from control_plane.model.mesh import Mesh, MeshSettings, TracingSettings
 from control_plane.model.problem import Problem
@@ -271,9 +272,16 @@ async def _serve_cluster(settings: Settings, client: KubeClient, namespace: str,
     if not settings.injector:
         await _serve(plane, stop)
         return
-    injector = Injector(
-        client, namespace, trust.authority, injection_settings(settings), utc_now, configuration.namespace
-    )
+    try:
+        native = await native_sidecars(client, settings.native_sidecars, stop)
+    except KubeError as error:
+        raise StartError(
+            f"the API server's version cannot be read: {error}; give --native-sidecars=on or off"
+        ) from error
+    if native is None:
+        return
+    injection = injection_settings(settings, native)
+    injector = Injector(client, namespace, trust.authority, injection, utc_now, configuration.namespace)
     plane.webhook_not_after = lambda: injector.webhook.tls.not_after
     plane.webhook_counts = lambda: injector.webhook.counts
     try:
@@ -286,7 +294,7 @@ async def _serve_cluster(settings: Settings, client: KubeClient, namespace: str,
         await injector.close()
 
 
-def injection_settings(settings: Settings) -> InjectionSettings:
+def injection_settings(settings: Settings, native: bool) -> InjectionSettings:
     """What the webhook gives to sidecars; their root is the authority's."""
     sampling = settings.tracing_sampling
     return InjectionSettings(
@@ -297,6 +305,7 @@ def injection_settings(settings: Settings) -> InjectionSettings:
         trust_domain=settings.trust_domain,
         otlp=settings.sidecar_otlp,
         trace_sampling="100" if sampling is None else f"{sampling:g}",
+        native=native,
     )
 
 

@@ -66,6 +66,9 @@ class Settings:
     """Of the init container that captures; empty: no pod is captured."""
     capture: bool = True
     """Whether pods are captured that do not say."""
+    native_sidecars: str = "auto"
+    """Whether sidecars of pods that do not say are init containers that run on: `on`, `off`, or `auto`, by
+    the API server's version."""
     sidecar_control_plane: str = ""
     """`HOST:PORT` by which sidecars reach us."""
     sidecar_otlp: str = ""
@@ -138,13 +141,24 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--tracing-cluster", default="", help="static cluster of the sidecars that takes OTLP")
     add("--no-access-log", action="store_true", help="sidecars write no access log")
     add("--no-overload-protection", action="store_true", help="applications get all at once")
+    _add_injection(parser)
+    return parser
+
+
+def _add_injection(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--injector", type=_address, metavar="HOST:PORT", help="webhook; default: no injection")
     add("--sidecar-image", default="", help="of injected sidecars")
     add("--init-image", default="", help="of the init container that captures; default: no capture")
     add("--no-capture", action="store_true", help="capture only pods that ask for it")
+    add(
+        "--native-sidecars",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="auto: by the API server's version",
+    )
     add("--sidecar-control-plane", type=_callee, metavar="HOST:PORT", help="what they call")
     add("--sidecar-otlp", type=_callee, metavar="HOST:PORT", help="where they send spans")
-    return parser
 
 
 def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settings:
@@ -190,6 +204,7 @@ def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settin
         sidecar_image=given.sidecar_image,
         init_image=given.init_image,
         capture=not given.no_capture,
+        native_sidecars=given.native_sidecars,
         sidecar_control_plane=given.sidecar_control_plane or "",
         sidecar_otlp=given.sidecar_otlp or "",
     )

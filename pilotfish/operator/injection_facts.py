@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from control_plane.injector.patch import InjectionError, skip_reason
-from mesh_api.names import INJECTED_LABEL
+from mesh_api.names import INJECTED_LABEL, SIDECAR_CONTAINER
 from pilotfish.operator.api import Answer, Object
 from pilotfish.operator.facts import Fact, failed, logs, ok, some, warning
 from pilotfish.operator.kinds import INJECT, PODS, missing_right
@@ -114,15 +114,7 @@ def dry_run_fact(namespace: str, answer: Answer) -> Fact:
     status = answer.status_object() or {}
     message = str(status.get("message") or answer.text())[:500]
     if answer.status == 201:
-        labels = json.loads(answer.body)["metadata"].get("labels") or {}
-        if labels.get(INJECTED_LABEL) == "true":
-            return ok("webhook-works", f"a new pod in namespace {namespace} would get its sidecar (dry run)")
-        return failed(
-            "webhook-works",
-            f"a new pod in namespace {namespace} would get no sidecar (dry run): the webhook did not answer",
-            "can the API server reach port 15017 of the control plane's pods? Is caBundle right?",
-            _WEBHOOK,
-        )
+        return _admitted_fact(namespace, json.loads(answer.body))
     if "webhook" in message:
         hint = "the words behind the last colon say why: x509 is the caBundle, timeout a firewall"
         return failed(
@@ -143,6 +135,28 @@ def dry_run_fact(namespace: str, answer: Answer) -> Fact:
         )
     text = f"a dry run of a pod in namespace {namespace} was answered with {answer.status}: {message}"
     return warning("webhook-works", text, "a policy or quota of the cluster, perhaps", _LINK)
+
+
+def _admitted_fact(namespace: str, pod: Object) -> Fact:
+    """Of a pod as it would be stored."""
+    if (pod["metadata"].get("labels") or {}).get(INJECTED_LABEL) != "true":
+        return failed(
+            "webhook-works",
+            f"a new pod in namespace {namespace} would get no sidecar (dry run): the webhook did not answer",
+            "can the API server reach port 15017 of the control plane's pods? Is caBundle right?",
+            _WEBHOOK,
+        )
+    initial = {container["name"]: container for container in pod["spec"].get("initContainers") or ()}
+    sidecar = initial.get(SIDECAR_CONTAINER)
+    if sidecar is not None and sidecar.get("restartPolicy") != "Always":
+        return failed(
+            "webhook-works",
+            f"a new pod in namespace {namespace} would never start (dry run): the API server takes away what "
+            "lets its sidecar run on (restartPolicy of an init container)",
+            "give the control plane --native-sidecars=off",
+            "docs/kubernetes.md#without-native-sidecars",
+        )
+    return ok("webhook-works", f"a new pod in namespace {namespace} would get its sidecar (dry run)")
 
 
 def missed_pods(world: World) -> Iterator[Fact]:

@@ -24,7 +24,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from envoy.service.discovery.v3 import discovery_pb2
 
+from control_plane.app import injection_settings
 from control_plane.ca.service import SERVICE
+from control_plane.injector.sidecar_container import InjectionSettings
 from control_plane.settings import parse_arguments
 from control_plane.xds.types import ENDPOINTS
 from mesh_api import ca_pb2
@@ -259,6 +261,22 @@ def test_one_source_must_be_chosen(arguments: list[str], capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         parse_arguments(arguments)
     assert "give one of --config-dir and --kubernetes" in capsys.readouterr().err
+
+
+def test_injected_sidecars_are_as_the_command_line_says() -> None:
+    injector = ["--injector=*:15017", "--sidecar-image=s:1", "--sidecar-control-plane=plane.mesh.svc:15010"]
+    more = ["--init-image=i:1", "--no-capture", "--trust-domain=example.org", "--sidecar-otlp=jaeger:4318"]
+    settings = parse_arguments(["--kubernetes", *injector, *more, "--tracing-sampling=2.5"])
+    assert injection_settings(settings, native=False) == InjectionSettings(
+        image="s:1",
+        init_image="i:1",
+        capture=False,
+        control_plane="plane.mesh.svc:15010",
+        trust_domain="example.org",
+        otlp="jaeger:4318",
+        trace_sampling="2.5",
+        native=False,
+    )
 
 
 def test_the_own_namespace_comes_from_the_pod(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,12 @@ import pytest
 from control_plane.ca import root
 from control_plane.ca.authority import CertificateAuthority
 from control_plane.injector.namespaces import Namespaces
+from control_plane.injector.native import native_sidecars
 from control_plane.injector.publish import publish_ca_bundle, publish_root
 from control_plane.injector.service import Injector, webhook_names
 from control_plane.injector.sidecar_container import InjectionSettings
 from control_plane.kube.access import from_kubeconfig
-from control_plane.kube.client import KubeClient
+from control_plane.kube.client import KubeClient, KubeError
 from tests.support.kube_api import KubeApi
 
 NAMESPACE = "pilotfish-system"
@@ -209,6 +210,45 @@ def test_reviews_are_counted_by_outcome(tmp_path: Path) -> None:
         counts = rig.injector.webhook.counts
         assert counts.by_outcome() == {"injected": 1, "skipped": 1, "refused": 1, "malformed": 1}
         assert counts.seconds > 0
+
+    run(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("version", "choice", "native"),
+    [
+        ("v1.28.15", "auto", False),
+        ("v1.28.15", "on", True),
+        ("v1.29.0", "auto", True),
+        ("v1.33.1-eks-1a2b3c", "auto", True),
+        ("v1.33.1", "off", False),
+        ("", "auto", False),
+    ],
+)
+def test_sidecars_are_native_where_the_api_server_s_version_or_the_operator_says_so(
+    tmp_path: Path, version: str, choice: str, native: bool
+) -> None:
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        api.documents["/version"] = {"gitVersion": version}
+        assert await native_sidecars(rig.client, choice, asyncio.Event()) is native
+
+    run(tmp_path, test)
+
+
+def test_the_api_server_s_version_is_waited_for_and_not_where_it_is_withheld(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("control_plane.injector.native.RETRY", 0.01)
+
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        stop = asyncio.Event()
+        api.answer(503, path="/version", times=2)
+        assert await native_sidecars(rig.client, "auto", stop) is True
+        api.answer(403, path="/version")
+        with pytest.raises(KubeError, match="403"):
+            await native_sidecars(rig.client, "auto", stop)
+        stop.set()
+        assert await native_sidecars(rig.client, "auto", stop) is None
 
     run(tmp_path, test)
 
