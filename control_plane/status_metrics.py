@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 
 from control_plane.status_sources import StatusSources
+from control_plane.xds.types import METRIC_LABELS
 
 Samples = Iterable[tuple[Mapping[str, str], float]]
 _PREFIX = "pilotfish_control_plane"
@@ -77,4 +78,5 @@ def metrics_text(sources: StatusSources) -> str:
 
 
 def _by_type(totals: Mapping[str, int]) -> Samples:
-    return [({"type": label}, total) for label, total in sorted(totals.items())]
+    """Those of 0 too: a counter that begins with its first event has no increase, to Prometheus."""
+    return [({"type": label}, totals.get(label, 0)) for label in METRIC_LABELS]
