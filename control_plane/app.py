@@ -227,6 +227,7 @@ def _mesh_settings(settings: Settings) -> MeshSettings:
         tracing = TracingSettings(sampling=settings.tracing_sampling, cluster=settings.tracing_cluster)
     return MeshSettings(
         trust_domain=settings.trust_domain,
+        cluster_domain=settings.cluster_domain,
         tracing=tracing,
         access_log=settings.access_log,
         overload_protection=settings.overload_protection,

@@ -14,10 +14,12 @@ from datetime import timedelta
 from pathlib import Path
 
 from control_plane.listening import ALL
-from mesh_api.names import DEFAULT_TRUST_DOMAIN, STATUS_PORT, XDS_PORT
+from mesh_api.names import CLUSTER_DOMAIN, DEFAULT_TRUST_DOMAIN, STATUS_PORT, XDS_PORT
 
 DEFAULT_CA_DIR = Path.home() / ".pilotfish" / "ca"
 
+_LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_DNS_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -42,6 +44,8 @@ class Settings:
     ca_key: Path | None = None
     """The issuer, where it is not to be made in `ca_dir`."""
     trust_domain: str = DEFAULT_TRUST_DOMAIN
+    cluster_domain: str = CLUSTER_DOMAIN
+    """That names of Services end in for the cluster's DNS: `users.shop.svc.DOMAIN`."""
     max_leaf_lifetime: timedelta = timedelta(hours=24)
     server_names: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
     """DNS names and IP addresses in the control plane's own certificate."""
@@ -128,6 +132,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--ca-cert", type=Path, help="PEM: issuer first, root last; default: made in --ca-dir")
     add("--ca-key", type=Path, help="PEM: the issuer's ECDSA key")
     add("--trust-domain", default=DEFAULT_TRUST_DOMAIN, help="default %(default)s")
+    add("--cluster-domain", default=CLUSTER_DOMAIN, help="of the cluster's DNS (default %(default)s)")
     add("--max-leaf-ttl", type=_duration, default=timedelta(hours=24), help="of certificates (default 24h)")
     add(
         "--server-name",
@@ -176,6 +181,10 @@ def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settin
         parser.error("--max-leaf-ttl must be at least 1s")
     if not re.fullmatch(r"[a-z0-9._-]{1,255}", given.trust_domain):
         parser.error(f"--trust-domain {given.trust_domain!r}: lower-case letters, digits, dots, dashes only")
+    if not _DNS_NAME.fullmatch(given.cluster_domain):
+        parser.error(
+            f"--cluster-domain {given.cluster_domain!r}: a DNS name in lower case, such as cluster.local"
+        )
     if not given.server_name.isascii():
         parser.error("--server-name: internationalised names are given in their xn-- form")
     if given.tracing_sampling is not None and not 0 <= given.tracing_sampling <= 100:
@@ -191,6 +200,7 @@ def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settin
         ca_cert=given.ca_cert,
         ca_key=given.ca_key,
         trust_domain=given.trust_domain,
+        cluster_domain=given.cluster_domain,
         max_leaf_lifetime=given.max_leaf_ttl,
         server_names=tuple(name.strip() for name in given.server_name.split(",") if name.strip()),
         push_quiet=given.push_quiet,

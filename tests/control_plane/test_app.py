@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2
 
-from control_plane.app import issue_token
+from control_plane.app import folder_configuration, issue_token
 from control_plane.injector.webhook import WebhookCounts
+from control_plane.model.mesh import MeshSettings, TracingSettings
 from control_plane.model.problem import Problem, Severity
+from control_plane.pipeline import Pipeline
 from control_plane.settings import parse_account, parse_arguments, parse_duration, split_address
 from control_plane.status import fingerprint
 from control_plane.xds.types import ROUTE
@@ -281,6 +283,7 @@ def test_a_command_line_becomes_settings() -> None:
         (["--config-dir", "c", "--max-leaf-ttl", "soon"], "expected a form like 24h"),
         (["--config-dir", "c", "--max-leaf-ttl", "0"], "at least 1s"),
         (["--config-dir", "c", "--tracing-sampling", "101"], "from 0 to 100"),
+        (["--config-dir", "c", "--cluster-domain", "cluster.local."], "a DNS name in lower case"),
     ],
 )
 def test_a_wrong_command_line_is_refused_with_its_reason(
@@ -290,6 +293,18 @@ def test_a_wrong_command_line_is_refused_with_its_reason(
         parse_arguments(arguments)
     assert caught.value.code == 2
     assert text in capsys.readouterr().err
+
+
+def test_the_mesh_is_as_the_command_line_says(tmp_path: Path) -> None:
+    domains = ["--trust-domain=example.org", "--cluster-domain=corp.example"]
+    tracing = ["--tracing-sampling=5", "--tracing-cluster=otlp"]
+    without = ["--no-access-log", "--no-overload-protection"]
+    settings = parse_arguments([f"--config-dir={tmp_path}", *domains, *tracing, *without])
+    pipeline = folder_configuration(settings).resources
+    assert isinstance(pipeline, Pipeline)
+    assert pipeline.settings == MeshSettings(
+        "example.org", "corp.example", TracingSettings(5.0, "otlp"), False, False
+    )
 
 
 def test_only_what_listens_has_all_addresses(capsys: pytest.CaptureFixture[str]) -> None:

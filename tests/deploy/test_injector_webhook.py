@@ -19,7 +19,7 @@ from control_plane.ca.authority import CertificateAuthority
 from control_plane.injector.namespaces import Namespaces
 from control_plane.injector.native import native_sidecars
 from control_plane.injector.publish import publish_ca_bundle, publish_root
-from control_plane.injector.service import Injector, webhook_names
+from control_plane.injector.service import Injector, webhook_name
 from control_plane.injector.sidecar_container import InjectionSettings
 from control_plane.kube.access import from_kubeconfig
 from control_plane.kube.client import KubeClient, KubeError
@@ -301,7 +301,7 @@ def test_the_certificate_is_for_the_service_alone(tmp_path: Path) -> None:
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await rig.ask(review(), "kubernetes.default.svc")
 
-    assert webhook_names(NAMESPACE)[0] == NAME
+    assert webhook_name(NAMESPACE) == NAME
     run(tmp_path, test)
 
 

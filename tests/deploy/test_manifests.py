@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from control_plane.cluster import Cluster
-from control_plane.injector.service import SERVICE, webhook_names
+from control_plane.injector.service import SERVICE, webhook_name
 from control_plane.injector.webhook import PATH, WebhookCounts
 from control_plane.leader import NAME as LEASE
 from control_plane.settings import parse_arguments
@@ -208,6 +208,7 @@ def test_the_control_plane_understands_its_arguments(kustomization: str) -> None
     deployment = one(build(kustomization), "Deployment", "pilotfish-control-plane")
     [container] = deployment["spec"]["template"]["spec"]["containers"]
     values = {"POD_NAMESPACE": "pilotfish-system", "SIDECAR_IMAGE": "sidecar:1", "INIT_IMAGE": "init:1"}
+    values["CLUSTER_DOMAIN"] = next(e["value"] for e in container["env"] if e["name"] == "CLUSTER_DOMAIN")
     arguments = [
         re.sub(r"\$\((\w+)\)", lambda found: values[found[1]], text) for text in container["args"][1:]
     ]
@@ -220,7 +221,8 @@ def test_the_control_plane_understands_its_arguments(kustomization: str) -> None
     assert (ports["xds"], ports["status"]) == (XDS_PORT, STATUS_PORT)
     assert (settings.init_image, settings.capture) == ("init:1", True)
     # The name by which sidecars call is in the certificate.
-    assert settings.sidecar_control_plane.rpartition(":")[0] in settings.server_names
+    called = settings.sidecar_control_plane.rpartition(":")[0]
+    assert {called, f"{called}.{settings.cluster_domain}"} <= set(settings.server_names)
     # Who is told to send spans has somewhere to send them.
     assert bool(settings.tracing_cluster) == bool(settings.sidecar_otlp)
 
@@ -250,7 +252,7 @@ def test_the_webhook_is_where_its_configuration_says() -> None:
     [webhook] = configuration["webhooks"]
     service = webhook["clientConfig"]["service"]
     assert (service["name"], service["path"]) == (SERVICE, PATH)
-    assert webhook_names(service["namespace"])[0] == "pilotfish-injector.pilotfish-system.svc"
+    assert webhook_name(service["namespace"]) == "pilotfish-injector.pilotfish-system.svc"
     assert webhook["failurePolicy"] == "Ignore"
     selector = webhook["namespaceSelector"]
     assert selector["matchLabels"] == {"mesh.pilotfish.dev/inject": "enabled"}
