@@ -310,6 +310,28 @@ def test_the_control_plane_may_read_exactly_what_it_watches_and_no_secrets() -> 
         assert not {"secrets", "configmaps"} & set(rule["resources"])
 
 
+def test_those_who_may_edit_a_namespace_may_write_our_policies_and_not_their_status() -> None:
+    defined = {
+        (item["spec"]["group"], item["spec"]["names"]["plural"])
+        for path in (BASE / "crds").glob("*.yaml")
+        for item in documents(path.read_text())
+        if item["kind"] == "CustomResourceDefinition"
+    }
+    verbs = {}
+    for role in base_objects("user-roles.yaml"):
+        [(label, value)] = role["metadata"]["labels"].items()
+        assert value == "true"
+        [rule] = role["rules"]
+        assert {(group, name) for group in rule["apiGroups"] for name in rule["resources"]} == defined
+        verbs[label] = set(rule["verbs"])
+    # What may be viewed may be viewed by editors too: the cluster adds view to edit, and edit to admin.
+    prefix = "rbac.authorization.k8s.io/aggregate-to"
+    assert verbs == {
+        f"{prefix}-view": {"get", "list", "watch"},
+        f"{prefix}-edit": {"create", "delete", "deletecollection", "patch", "update"},
+    }
+
+
 def test_what_is_written_in_the_own_namespace_is_named() -> None:
     [rules] = [item["rules"] for item in base_objects("rbac.yaml") if item["kind"] == "Role"]
     named = {
