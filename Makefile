@@ -16,7 +16,7 @@ DOCKER ?= docker
 REGISTRY ?=
 IMAGES := sidecar control-plane init examples
 
-.PHONY: help install check test test-all debian bench soak demo images proto clean
+.PHONY: help install check test test-all debian bench scale soak demo images proto clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -57,6 +57,9 @@ demo: install ## A whole mesh on this machine, for half a minute
 
 bench: install debian ## CPU, memory and latency against Envoy in the same run
 	$(BIN)/python -m benchmarks.run
+
+scale: install ## A control plane in front of a large cluster: time, memory, 5,000 sidecars
+	$(BIN)/python -m benchmarks.kube_scale --sidecars 5000
 
 soak: install debian ## 2,000 requests a second for ten minutes while replicas come and go
 	$(BIN)/python -m benchmarks.soak

@@ -1,16 +1,15 @@
-"""How long a control plane takes to serve a large cluster, and what it needs for it.
+"""`python -m benchmarks.kube_scale`: what a control plane needs to serve a large cluster, and how fast it is.
 
-`python -m benchmarks.kube_scale` runs a control plane in front of an API server of the tests' own, with
-objects of the size that they have in a cluster, and prints: seconds from the start of the process to ready
-and to the first answer to a client, resident memory then and at its peak, and how fast and at what cost
-endpoints that change reach a client.
+Runs one in front of an API server of the tests' own, with objects of the size that they have in a cluster.
+Prints seconds from the start of the process to ready and to the first answer to a client, resident memory
+then and at its peak, how fast and at what cost endpoints that change reach a client; and with `--sidecars`,
+what each connected sidecar needs.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import os
 import re
 import sys
@@ -18,57 +17,13 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import aiohttp
-import grpc
-import jwt
-from envoy.service.discovery.v3 import discovery_pb2
 
+from benchmarks.kube_scale_clients import CALLED, Client, canonical, connected
+from benchmarks.kube_scale_objects import POD_BYTES, fill, slice_of
 from control_plane.xds.types import ENDPOINTS
-from tests.support import kube_api
-from tests.support.kube_api import KubeApi, endpoint, pod
-from tests.support.kubernetes import account, backend, endpoint_slice, route, service
-
-ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
-POD_BYTES = 8000
-"""What a Pod has beside what the mesh reads: managedFields, volumes, conditions."""
-
-
-def fill(api: KubeApi, services: int, pods: int, endpoints: int) -> None:
-    """Each pod is an endpoint of `endpoints / pods` services."""
-    for number in range(20):
-        api.put(kube_api.node(f"node-{number}", f"zone-{number % 3}"))
-    for number in range(services):
-        api.put(service(f"s{number}", clusterIP=_address(10, number)), account(f"s{number}"))
-        api.put(route(f"s{number}", {"backendRefs": [backend(f"s{number}")]}, to=f"s{number}"))
-    for number in range(pods):
-        runs_as = f"s{number % services}"
-        ports = ({"name": "http", "containerPort": 8080}, {"name": "metrics", "containerPort": 9090})
-        address, node = _address(172, number), f"node-{number % 20}"
-        api.put(pod(f"p{number}", runs_as, node=node, padding=POD_BYTES, addresses=(address,), ports=ports))
-    each = endpoints // services
-    for number in range(services):
-        # Its own pods, and those of its neighbour: two Services that share pods.
-        owners = (number, number ^ 1)
-        members = [
-            (owner + turn * services) % pods for owner in owners for turn in range(each // len(owners))
-        ]
-        api.put(slice_of(number, members))
-
-
-def slice_of(number: int, members: list[int], ready: bool = True) -> dict[str, Any]:
-    listed = [
-        endpoint(
-            _address(172, member), f"p{member}", nodeName=f"node-{member % 20}", conditions={"ready": ready}
-        )
-        for member in members
-    ]
-    return endpoint_slice(f"s{number}-abcde", *listed, of=f"s{number}")
-
-
-def _address(first: int, number: int) -> str:
-    return f"{first}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+from tests.support.kube_api import KubeApi
 
 
 class Plane:
@@ -120,39 +75,6 @@ class Plane:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-class Client:
-    """A sidecar's stream, as far as it matters here."""
-
-    def __init__(self, api: KubeApi, port: int) -> None:
-        token = jwt.encode({"exp": time.time() + 3600}, "k" * 32, algorithm="HS256")
-        user = {"username": "system:serviceaccount:shop:s0"}
-        api.tokens[token] = {"authenticated": True, "audiences": ["mesh-ca"], "user": user}
-        root = base64.b64decode(api.get("Secret", "pilotfish-ca", "mesh")["data"]["root.pem"])
-        self.channel = grpc.aio.secure_channel(f"localhost:{port}", grpc.ssl_channel_credentials(root))
-        method = self.channel.stream_stream(
-            ADS,
-            request_serializer=discovery_pb2.DeltaDiscoveryRequest.SerializeToString,
-            response_deserializer=discovery_pb2.DeltaDiscoveryResponse.FromString,
-        )
-        self.stream: Any = method(metadata=[("authorization", f"Bearer {token}")])
-
-    async def subscribe(self, services: int) -> None:
-        request = discovery_pb2.DeltaDiscoveryRequest(
-            node={"id": "n", "user_agent_name": "pilotfish"},
-            type_url=ENDPOINTS,
-            resource_names_subscribe=[f"s{n}.shop.svc.cluster.local:80" for n in range(services)],
-        )
-        await self.stream.write(request)
-
-    async def push(self) -> list[str]:
-        """The names in the next one."""
-        response = await self.stream.read()
-        await self.stream.write(
-            discovery_pb2.DeltaDiscoveryRequest(type_url=ENDPOINTS, response_nonce=response.nonce)
-        )
-        return [resource.name for resource in response.resources]
-
-
 async def churn(api: KubeApi, plane: Plane, client: Client, services: int) -> None:
     """One service a time, then many at once."""
     delays = []
@@ -161,9 +83,7 @@ async def churn(api: KubeApi, plane: Plane, client: Client, services: int) -> No
         api.put(slice_of(turn, [turn], ready=bool(turn % 2)))
         await client.push()
         delays.append(time.perf_counter() - began)
-    print(
-        f"one endpoint to a client      {median(delays) * 1000:6.0f} ms median of 20 (100 ms of it debounce)"
-    )
+    said("one endpoint to a client", f"{median(delays) * 1000:.0f} ms, median of 20 (100 ms of it debounce)")
     before, began = plane.cpu(), time.perf_counter()
 
     async def changes() -> None:
@@ -180,15 +100,38 @@ async def churn(api: KubeApi, plane: Plane, client: Client, services: int) -> No
             except TimeoutError:
                 break
     used = plane.cpu() - before
-    print(f"100 changes a second          {used / (time.perf_counter() - began) * 100:6.0f} % of one core")
+    said("100 changes a second", f"{used / (time.perf_counter() - began) * 100:.0f} % of one core")
 
 
-async def measure(services: int, pods: int, endpoints: int) -> None:
+async def crowd(api: KubeApi, plane: Plane, sidecars: int, services: int) -> None:
+    """What so many sidecars cost when they connect, and while they stay."""
+    before, cpu, began = plane.memory()[0], plane.cpu(), time.perf_counter()
+    async with connected(api, plane.port, sidecars, services) as clients:
+        took, used = time.perf_counter() - began, plane.cpu() - cpu
+        said(
+            f"{sidecars} sidecars connected", f"in {took:.0f} s, {used / sidecars * 1000:.1f} ms of CPU each"
+        )
+        now, peak = plane.memory()
+        each = (now - before) / sidecars * 1024
+        said("resident memory now, peak", f"{now:.0f} MB, {peak:.0f} MB: {each:.0f} KB a sidecar")
+        began = time.perf_counter()
+        api.put(slice_of(0, [0, services]))
+        told = [client for client in clients if -client.pod % services < CALLED]
+        await asyncio.gather(*(client.push() for client in told))
+        said(f"one endpoint to {len(told)} of them", f"{(time.perf_counter() - began) * 1000:.0f} ms")
+
+
+def said(what: str, value: str) -> None:
+    print(f"{what:30}{value}", flush=True)
+
+
+async def measure(given: argparse.Namespace) -> None:
+    services = given.services
     with tempfile.TemporaryDirectory() as folder:
         api = KubeApi(Path(folder))
-        fill(api, services, pods, endpoints)
+        fill(api, services, given.pods, given.endpoints)
         total = sum(len(item.get("endpoints", ())) for item in api.objects.values())
-        print(f"{services} Services and routes, {pods} Pods of {POD_BYTES} bytes and more, {total} endpoints")
+        print(f"{services} Services and routes, {given.pods} Pods of {POD_BYTES} bytes, {total} endpoints")
         async with api:
             plane = Plane()
             began = time.perf_counter()
@@ -196,20 +139,21 @@ async def measure(services: int, pods: int, endpoints: int) -> None:
             async with asyncio.TaskGroup() as group:
                 group.create_task(plane.follow(process))
                 await plane.ready(process)
-                print(f"ready after                   {time.perf_counter() - began:6.2f} s")
-                client = Client(api, plane.port)
-                await client.subscribe(services)
-                names = await client.push()
+                said("ready after", f"{time.perf_counter() - began:.1f} s")
+                client = Client(api, plane.port, 0, services)
+                await client.subscribe(ENDPOINTS, [canonical(number) for number in range(services)])
+                _, names = await client.push()
                 assert len(names) == services
-                print(f"first push after              {time.perf_counter() - began:6.2f} s")
-                print("resident memory now, peak     {:6.0f} MB {:.0f} MB".format(*plane.memory()))
+                said("first push after", f"{time.perf_counter() - began:.1f} s")
+                said("resident memory now, peak", "{:.0f} MB, {:.0f} MB".format(*plane.memory()))
                 while api.watches < 8 or len(api.seen("PATCH", "/status")) < services:  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
-                print(f"status of all routes after    {time.perf_counter() - began:6.2f} s")
+                said("status of all routes after", f"{time.perf_counter() - began:.1f} s")
                 await churn(api, plane, client, services)
-                print("resident memory now, peak     {:6.0f} MB {:.0f} MB".format(*plane.memory()))
-                client.stream.cancel()
-                await client.channel.close()
+                await client.close()
+                said("resident memory now, peak", "{:.0f} MB, {:.0f} MB".format(*plane.memory()))
+                if given.sidecars:
+                    await crowd(api, plane, given.sidecars, services)
                 process.terminate()
                 await process.wait()
 
@@ -221,8 +165,8 @@ def main() -> None:
     parser.add_argument("--services", type=int, default=1000)
     parser.add_argument("--pods", type=int, default=5000)
     parser.add_argument("--endpoints", type=int, default=10000)
-    given = parser.parse_args()
-    asyncio.run(measure(given.services, given.pods, given.endpoints))
+    parser.add_argument("--sidecars", type=int, default=0, help="connected at the end, at most the pods")
+    asyncio.run(measure(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -25,18 +25,21 @@ from control_plane.ca.service import Authenticator, CertificateService, Trust
 from control_plane.ca.serving import ServingCertificate
 from control_plane.ca.token_review import ByIssuer, TokenReviews
 from control_plane.cluster import Cluster, cluster_access, own_namespace
+from control_plane.injector.native import native_sidecars
 from control_plane.injector.service import Injector
 from control_plane.injector.sidecar_container import InjectionSettings
 from control_plane.injector.webhook import WebhookCounts
 from control_plane.kube.access import AccessError
-from control_plane.kube.client import KubeClient, Object
+from control_plane.kube.client import KubeClient, KubeError, Object
+from control_plane.listening import ALL
 from control_plane.model.mesh import Mesh, MeshSettings, TracingSettings
 from control_plane.model.problem import Problem
 from control_plane.pipeline import Pipeline
 from control_plane.registry import Registry
 from control_plane.settings import Settings, split_address
 from control_plane.sources.file import FileSource
-from control_plane.status import StatusServer, StatusSources
+from control_plane.status import StatusServer
+from control_plane.status_sources import StatusSources
 from control_plane.xds.server import DiscoveryOptions, DiscoveryServer
 from control_plane.xds.snapshot_cache import ResourceSource
 
@@ -100,6 +103,7 @@ class ControlPlane:
                 not_ready=self._not_ready,
                 webhook_not_after=lambda: self.webhook_not_after(),
                 webhook_counts=lambda: self.webhook_counts(),
+                reviews=trust.reviews,
             )
         )
         self._server: Any = None
@@ -113,7 +117,7 @@ class ControlPlane:
         self._server.add_generic_rpc_handlers((self.discovery.handler(), self._certificates.handler()))
         listen, status = self.settings.listen, self.settings.status
         try:
-            self.port = self._server.add_secure_port(listen, self._serving.credentials())
+            self.port = self._server.add_secure_port(_grpc_address(listen), self._serving.credentials())
             await self._server.start()
         except RuntimeError as error:
             raise StartError(f"cannot listen on {listen} (--listen): {error}") from error
@@ -125,7 +129,7 @@ class ControlPlane:
         log.info(
             "control plane started xds_port=%d status=http://%s:%d trust_domain=%s root_expires=%s",
             self.port,
-            split_address(status)[0],
+            status.rpartition(":")[0],
             self.status_port,
             self.authority.trust_domain,
             self.authority.not_after.isoformat(),
@@ -216,7 +220,8 @@ async def cluster_trust(
         authority = root.from_files(
             settings.ca_cert, settings.ca_key, settings.trust_domain, settings.max_leaf_lifetime
         )
-    return Trust(authority, ByIssuer(keys.join_tokens, TokenReviews(client)))
+    reviews = TokenReviews(client)
+    return Trust(authority, ByIssuer(keys.join_tokens, reviews), reviews)
 
 
 def _mesh_settings(settings: Settings) -> MeshSettings:
@@ -225,6 +230,7 @@ def _mesh_settings(settings: Settings) -> MeshSettings:
         tracing = TracingSettings(sampling=settings.tracing_sampling, cluster=settings.tracing_cluster)
     return MeshSettings(
         trust_domain=settings.trust_domain,
+        cluster_domain=settings.cluster_domain,
         tracing=tracing,
         access_log=settings.access_log,
         overload_protection=settings.overload_protection,
@@ -270,11 +276,20 @@ async def _serve_cluster(settings: Settings, client: KubeClient, namespace: str,
     if not settings.injector:
         await _serve(plane, stop)
         return
+    try:
+        native = await native_sidecars(client, settings.native_sidecars, stop)
+    except KubeError as error:
+        raise StartError(
+            f"the API server's version cannot be read: {error}; give --native-sidecars=on or off"
+        ) from error
+    if native is None:
+        return
+    injection = injection_settings(settings, native)
     injector = Injector(
         client,
         namespace,
         trust.authority,
-        injection_settings(settings),
+        injection,
         utc_now,
         configuration.namespace,
         configuration.cluster_ips,
@@ -291,7 +306,7 @@ async def _serve_cluster(settings: Settings, client: KubeClient, namespace: str,
         await injector.close()
 
 
-def injection_settings(settings: Settings) -> InjectionSettings:
+def injection_settings(settings: Settings, native: bool) -> InjectionSettings:
     """What the webhook gives to sidecars; their root is the authority's."""
     sampling = settings.tracing_sampling
     return InjectionSettings(
@@ -302,6 +317,7 @@ def injection_settings(settings: Settings) -> InjectionSettings:
         trust_domain=settings.trust_domain,
         otlp=settings.sidecar_otlp,
         trace_sampling="100" if sampling is None else f"{sampling:g}",
+        native=native,
     )
 
 
@@ -317,6 +333,12 @@ async def _serve(
             await stop.wait()
     finally:
         await plane.stop()
+
+
+def _grpc_address(listen: str) -> str:
+    """To grpc the IPv6 wildcard means IPv4 too, and IPv4 alone where the kernel has no IPv6."""
+    host, port = split_address(listen)
+    return f"[::]:{port}" if host == ALL else listen
 
 
 def _server_options(settings: Settings) -> list[tuple[str, int]]:

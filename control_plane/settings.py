@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from mesh_api.names import DEFAULT_TRUST_DOMAIN, STATUS_PORT, XDS_PORT
+from control_plane.listening import ALL
+from mesh_api.names import CLUSTER_DOMAIN, DEFAULT_TRUST_DOMAIN, STATUS_PORT, XDS_PORT
 
 DEFAULT_CA_DIR = Path.home() / ".pilotfish" / "ca"
 
+_LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_DNS_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -31,7 +34,8 @@ class Settings:
     namespace: str = ""
     """Our own, for Secret and Lease; empty: that of the pod or of the kubeconfig's context."""
     listen: str = f"127.0.0.1:{XDS_PORT}"
-    """`HOST:PORT` of ADS and the signing RPC, gRPC over TLS."""
+    """`HOST:PORT` of ADS and the signing RPC, gRPC over TLS. Here, in `status` and in `injector` HOST may be
+    `*`: all addresses, IPv4 and IPv6."""
     status: str = f"127.0.0.1:{STATUS_PORT}"
     """`HOST:PORT` of the status page, metrics and readiness, plain HTTP."""
     ca_dir: Path = DEFAULT_CA_DIR
@@ -40,6 +44,8 @@ class Settings:
     ca_key: Path | None = None
     """The issuer, where it is not to be made in `ca_dir`."""
     trust_domain: str = DEFAULT_TRUST_DOMAIN
+    cluster_domain: str = CLUSTER_DOMAIN
+    """That names of Services end in for the cluster's DNS: `users.shop.svc.DOMAIN`."""
     max_leaf_lifetime: timedelta = timedelta(hours=24)
     server_names: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
     """DNS names and IP addresses in the control plane's own certificate."""
@@ -64,6 +70,9 @@ class Settings:
     """Of the init container that captures; empty: no pod is captured."""
     capture: bool = True
     """Whether pods are captured that do not say."""
+    native_sidecars: str = "auto"
+    """Whether sidecars of pods that do not say are init containers that run on: `on`, `off`, or `auto`, by
+    the API server's version."""
     sidecar_control_plane: str = ""
     """`HOST:PORT` by which sidecars reach us."""
     sidecar_otlp: str = ""
@@ -105,6 +114,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         prog=prog,
         description="Watches a cluster or a folder of Kubernetes YAML, issues identities, configures sidecars"
         " over xDS.",
+        epilog="HOST of --listen, --status and --injector may be *: all addresses, IPv4 and IPv6.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -122,6 +132,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--ca-cert", type=Path, help="PEM: issuer first, root last; default: made in --ca-dir")
     add("--ca-key", type=Path, help="PEM: the issuer's ECDSA key")
     add("--trust-domain", default=DEFAULT_TRUST_DOMAIN, help="default %(default)s")
+    add("--cluster-domain", default=CLUSTER_DOMAIN, help="of the cluster's DNS (default %(default)s)")
     add("--max-leaf-ttl", type=_duration, default=timedelta(hours=24), help="of certificates (default 24h)")
     add(
         "--server-name",
@@ -135,13 +146,24 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--tracing-cluster", default="", help="static cluster of the sidecars that takes OTLP")
     add("--no-access-log", action="store_true", help="sidecars write no access log")
     add("--no-overload-protection", action="store_true", help="applications get all at once")
+    _add_injection(parser)
+    return parser
+
+
+def _add_injection(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--injector", type=_address, metavar="HOST:PORT", help="webhook; default: no injection")
     add("--sidecar-image", default="", help="of injected sidecars")
     add("--init-image", default="", help="of the init container that captures; default: no capture")
     add("--no-capture", action="store_true", help="capture only pods that ask for it")
-    add("--sidecar-control-plane", type=_address, metavar="HOST:PORT", help="what they call")
-    add("--sidecar-otlp", type=_address, metavar="HOST:PORT", help="where they send spans")
-    return parser
+    add(
+        "--native-sidecars",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="auto: by the API server's version",
+    )
+    add("--sidecar-control-plane", type=_callee, metavar="HOST:PORT", help="what they call")
+    add("--sidecar-otlp", type=_callee, metavar="HOST:PORT", help="where they send spans")
 
 
 def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settings:
@@ -159,6 +181,10 @@ def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settin
         parser.error("--max-leaf-ttl must be at least 1s")
     if not re.fullmatch(r"[a-z0-9._-]{1,255}", given.trust_domain):
         parser.error(f"--trust-domain {given.trust_domain!r}: lower-case letters, digits, dots, dashes only")
+    if not _DNS_NAME.fullmatch(given.cluster_domain):
+        parser.error(
+            f"--cluster-domain {given.cluster_domain!r}: a DNS name in lower case, such as cluster.local"
+        )
     if not given.server_name.isascii():
         parser.error("--server-name: internationalised names are given in their xn-- form")
     if given.tracing_sampling is not None and not 0 <= given.tracing_sampling <= 100:
@@ -174,6 +200,7 @@ def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settin
         ca_cert=given.ca_cert,
         ca_key=given.ca_key,
         trust_domain=given.trust_domain,
+        cluster_domain=given.cluster_domain,
         max_leaf_lifetime=given.max_leaf_ttl,
         server_names=tuple(name.strip() for name in given.server_name.split(",") if name.strip()),
         push_quiet=given.push_quiet,
@@ -187,6 +214,7 @@ def parse_arguments(arguments: Sequence[str], prog: str | None = None) -> Settin
         sidecar_image=given.sidecar_image,
         init_image=given.init_image,
         capture=not given.no_capture,
+        native_sidecars=given.native_sidecars,
         sidecar_control_plane=given.sidecar_control_plane or "",
         sidecar_otlp=given.sidecar_otlp or "",
     )
@@ -204,4 +232,10 @@ def _address(text: str) -> str:
         split_address(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def _callee(text: str) -> str:
+    if split_address(_address(text))[0] == ALL:
+        raise argparse.ArgumentTypeError(f"{text!r} names nobody; expected HOST:PORT or [IPv6]:PORT")
     return text

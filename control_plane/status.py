@@ -5,25 +5,20 @@ Plain HTTP, read-only, shows no secrets. The app starts it; everything is read l
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 from aiohttp import web
 
-from control_plane.ca.authority import CertificateAuthority
-from control_plane.ca.service import Authenticator, CertificateService
-from control_plane.ca.serving import ServingCertificate
-from control_plane.injector.webhook import WebhookCounts
-from control_plane.model.problem import Problem
+from control_plane.listening import site
+from control_plane.status_metrics import metrics_text
 from control_plane.status_page import render
-from control_plane.xds.server import ClientStatus, DiscoveryServer
+from control_plane.status_sources import StatusSources
+from control_plane.xds.server import ClientStatus
 from control_plane.xds.subscription import NackInfo, Subscription
 from control_plane.xds.types import short_name
 
@@ -33,23 +28,6 @@ _HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class StatusSources:
-    """Where the status port reads from."""
-
-    discovery: DiscoveryServer
-    authority: CertificateAuthority
-    serving: ServingCertificate
-    certificates: CertificateService
-    authenticator: Authenticator
-    problems: Callable[[], Sequence[Problem]]
-    not_ready: Callable[[], str | None]
-    """Why the control plane does not serve; None if it does."""
-    webhook_not_after: Callable[[], datetime | None] = lambda: None
-    """When the certificate of the webhook ends; None: there is no webhook."""
-    webhook_counts: Callable[[], WebhookCounts | None] = lambda: None
 
 
 class StatusServer:
@@ -71,7 +49,7 @@ class StatusServer:
     async def start(self, host: str, port: int) -> int:
         """Returns the port, which the system chose if 0 was asked for. Raises OSError."""
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port).start()
+        await site(self._runner, host, port).start()
         return int(self._runner.addresses[0][1])
 
     async def close(self) -> None:
@@ -192,54 +170,3 @@ def _time(moment: datetime) -> str:
 
 def _time_or_none(moment: datetime | None) -> str | None:
     return None if moment is None else _time(moment)
-
-
-def metrics_text(sources: StatusSources) -> str:
-    """What `/metrics` shows, in Prometheus' text format. Call on the running loop."""
-    counts = sources.discovery.counts
-    clients = sources.discovery.clients()
-    prefix = "pilotfish_control_plane"
-    by_severity = {
-        severity: sum(p.severity.value == severity for p in sources.problems())
-        for severity in ("error", "warning", "note")
-    }
-    lines: list[str] = []
-
-    def add(name: str, kind: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> None:
-        lines.append(f"# HELP {prefix}_{name} {text}\n# TYPE {prefix}_{name} {kind}")
-        for labels, value in samples:
-            inner = ",".join(f'{key}="{label}"' for key, label in labels.items())
-            lines.append(f"{prefix}_{name}{{{inner}}} {value}" if inner else f"{prefix}_{name} {value}")
-
-    def one(name: str, kind: str, text: str, value: float) -> None:
-        add(name, kind, text, [({}, value)])
-
-    def by_type(totals: Mapping[str, int]) -> list[tuple[Mapping[str, str], float]]:
-        return [({"type": label}, total) for label, total in sorted(totals.items())]
-
-    one("clients", "gauge", "Connected xDS clients.", len(clients))
-    one("clients_behind", "gauge", "Those not in step.", sum(not client.in_step for client in clients))
-    one("streams_total", "counter", "xDS streams accepted.", counts.streams)
-    one("pushes_total", "counter", "Responses sent.", counts.pushes)
-    add("acks_total", "counter", "Responses accepted by clients.", by_type(counts.acks))
-    add("nacks_total", "counter", "Responses refused by clients.", by_type(counts.nacks))
-    one("answer_seconds_sum", "counter", "Time from response to ACK or NACK.", counts.ack_seconds)
-    one("answer_seconds_count", "counter", "Answers.", counts.acks.total() + counts.nacks.total())
-    add(
-        "configuration_problems",
-        "gauge",
-        "Problems in the configuration.",
-        [({"severity": severity}, number) for severity, number in by_severity.items()],
-    )
-    one("certificates_signed_total", "counter", "Workload certificates signed.", sources.certificates.signed)
-    one("certificates_refused_total", "counter", "Signing requests refused.", sources.certificates.refused)
-    tokens_refused = sources.authenticator.refused
-    one("authentication_refused_total", "counter", "Calls without a valid token.", tokens_refused)
-    webhook = sources.webhook_counts()
-    if webhook is not None:
-        outcomes = [({"outcome": outcome}, number) for outcome, number in webhook.by_outcome().items()]
-        add("webhook_reviews_total", "counter", "Pods that the webhook was asked about.", outcomes)
-        one("webhook_seconds_total", "counter", "Time that the webhook took to answer.", webhook.seconds)
-    one("tasks", "gauge", "Tasks that have not ended.", len(asyncio.all_tasks()))
-    one("root_expires_seconds", "gauge", "Root's expiry, epoch.", sources.authority.not_after.timestamp())
-    return "\n".join(lines) + "\n"

@@ -24,6 +24,9 @@ SIDECAR_CONTAINER = "pilotfish-sidecar"
 INIT_CONTAINER = "pilotfish-init"
 """Name of the init container that sets a Pod's rules of capture."""
 
+NATIVE_SIDECARS = (1, 29)
+"""First version of Kubernetes whose init containers may run on (SidecarContainers, on by default)."""
+
 DEFAULT_TRUST_DOMAIN = "cluster.local"
 CLUSTER_DOMAIN = "cluster.local"
 

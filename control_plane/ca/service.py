@@ -16,6 +16,7 @@ import grpc
 from control_plane.ca.attestation import AttestationError, Attestor, AttestorUnavailable
 from control_plane.ca.authority import AuthorityExpired, CertificateAuthority, SigningError
 from control_plane.ca.issued import IssuedCertificates
+from control_plane.ca.token_review import TokenReviews
 from control_plane.model.discovery import Identity
 from mesh_api import ca_pb2
 from mesh_api.names import CA_AUDIENCE
@@ -32,6 +33,8 @@ class Trust:
 
     authority: CertificateAuthority
     attestor: Attestor
+    reviews: TokenReviews | None = None
+    """Of the attestor, where there is a cluster to ask; for metrics."""
 
 
 class Authenticator:

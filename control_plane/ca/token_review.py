@@ -1,8 +1,9 @@
 """In a cluster a workload presents its projected service-account token; the API server says whose it is.
 
-`TokenReviews` is an Attestor: it asks by TokenReview (authentication.k8s.io/v1) and remembers answers for
-a minute, never past the token's end. `ByIssuer` lets join tokens in as well, for workloads outside of the
-cluster. Must never take a token that is not for our audience: one made for another service would do.
+`TokenReviews` is an Attestor: it asks by TokenReview (authentication.k8s.io/v1). An answer is used again
+for a minute, and until the token's own end where the API server gives no other. `ByIssuer` lets join tokens
+in as well, for workloads outside of the cluster. Must never take a token that is not for our audience (one
+made for another service would do), nor one that the API server has refused since.
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ from control_plane.model.discovery import Identity
 from mesh_api.names import CA_AUDIENCE
 
 PATH = "/apis/authentication.k8s.io/v1/tokenreviews"
-REMEMBERED = 60.0
-"""Seconds at most that an answer is used again: so long a deleted Pod's token is still taken."""
+FRESH = 60.0
+"""Seconds that an answer is used without asking again: so long a deleted Pod's token is still taken."""
 MAX_REMEMBERED = 20_000
+"""Some 8 MB; past it those go that were reviewed longest ago, a deleted Pod's before a living one's."""
 TIMEOUT = 10.0
+PATIENCE = 2.0
+"""The same with an earlier answer at hand: who waits gives up after 10 s (a sidecar's signing request)."""
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +44,9 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class _Remembered:
     identity: Identity
-    until: float
+    fresh_until: float
+    ends: float
+    """When the token does."""
 
 
 class TokenReviews:
@@ -49,27 +55,45 @@ class TokenReviews:
     def __init__(self, client: KubeClient, now: Callable[[], float] = time.time) -> None:
         self.reviews = 0
         """How often the API server was asked."""
+        self.stale = 0
+        """How often an earlier answer had to do."""
         self._client = client
         self._now = now
+        self._silent = False
+        """Earlier answers are in use: the API server gave none when it was asked last."""
         self._remembered: dict[bytes, _Remembered] = {}
-        """By the token's hash, oldest first."""
+        """By the token's hash, the one reviewed longest ago first."""
 
     def __repr__(self) -> str:
-        return f"<TokenReviews audience={CA_AUDIENCE} reviews={self.reviews} known={len(self._remembered)}>"
+        counts = f"reviews={self.reviews} stale={self.stale} known={len(self._remembered)}"
+        return f"<TokenReviews audience={CA_AUDIENCE} {counts}>"
 
     async def attest(self, token: str) -> Identity:
-        """Raises AttestationError, and AttestorUnavailable when the API server gives no answer."""
+        """Raises AttestationError, and AttestorUnavailable when the API server gives no answer and never
+        gave one."""
         if len(token) > MAX_TOKEN_CHARS:
             raise AttestationError(f"the token is longer than {MAX_TOKEN_CHARS} characters")
         key = hashlib.sha256(token.encode()).digest()
         known = self._remembered.get(key)
-        if known is not None and self._now() < known.until:
+        if known is not None and self._now() < known.fresh_until:
             return known.identity
-        identity = _identity(await self._review(token))
+        try:
+            status = await self._review(token, TIMEOUT if known is None else PATIENCE)
+        except KubeError as error:
+            return self._earlier(key, error)
+        if self._silent:
+            self._silent = False
+            log.info("tokens are reviewed again: the API server answers")
+        try:
+            identity = _identity(status)
+        except AttestationError:
+            self._remembered.pop(key, None)
+            raise
         self._remember(key, identity, token)
         return identity
 
-    async def _review(self, token: str) -> dict[str, Any]:
+    async def _review(self, token: str, within: float) -> dict[str, Any]:
+        """The status that the API server gives the token. Raises KubeError."""
         self.reviews += 1
         body = {
             "apiVersion": "authentication.k8s.io/v1",
@@ -77,22 +101,32 @@ class TokenReviews:
             "metadata": {},
             "spec": {"token": token, "audiences": [CA_AUDIENCE]},
         }
-        try:
-            answer = await self._client.request("POST", PATH, body, within=TIMEOUT)
-        except KubeError as error:
-            hint = " (may the control plane create tokenreviews?)" if error.status in (401, 403) else ""
-            raise AttestorUnavailable(f"the token cannot be reviewed: {error}{hint}") from error
+        answer = await self._client.request("POST", PATH, body, within=within)
         status = answer.get("status")
         return status if isinstance(status, dict) else {}
 
+    def _earlier(self, key: bytes, error: KubeError) -> Identity:
+        """What an earlier review said, where this one found the API server away or overloaded. Raises
+        AttestorUnavailable."""
+        known = self._remembered.get(key)
+        away = error.status in (0, 429) or error.status >= 500
+        if known is None or not away or self._now() >= known.ends:
+            hint = " (may the control plane create tokenreviews?)" if error.status in (401, 403) else ""
+            raise AttestorUnavailable(f"the token cannot be reviewed: {error}{hint}") from error
+        self.stale += 1
+        if not self._silent:
+            self._silent = True
+            log.warning("tokens cannot be reviewed, earlier answers hold until the tokens end: %s", error)
+        return known.identity
+
     def _remember(self, key: bytes, identity: Identity, token: str) -> None:
         now = self._now()
-        until = min(now + REMEMBERED, _end(token, now))
+        ends = _end(token, now)
         self._remembered.pop(key, None)
-        self._remembered[key] = _Remembered(identity, until)
+        self._remembered[key] = _Remembered(identity, min(now + FRESH, ends), ends)
         while self._remembered:
             oldest = next(iter(self._remembered))
-            if len(self._remembered) <= MAX_REMEMBERED and now < self._remembered[oldest].until:
+            if len(self._remembered) <= MAX_REMEMBERED and now < self._remembered[oldest].ends:
                 break
             del self._remembered[oldest]
 

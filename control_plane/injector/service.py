@@ -60,7 +60,7 @@ class Injector:
         self._client = client
         self._namespace = namespace
         self._authority = authority
-        names = webhook_names(namespace)
+        names = (webhook_name(namespace),)
         self.webhook = WebhookServer(
             replace(settings, root_pem=authority.root_pem),
             WebhookTls(lambda: _issue(authority, names), now),
@@ -84,9 +84,9 @@ class Injector:
         await self.webhook.close()
 
 
-def webhook_names(namespace: str) -> tuple[str, ...]:
-    """DNS names in the webhook's certificate; the API server asks for the first."""
-    return f"{SERVICE}.{namespace}.svc", f"{SERVICE}.{namespace}.svc.cluster.local"
+def webhook_name(namespace: str) -> str:
+    """The DNS name in the webhook's certificate: the API server asks for it whatever the cluster's domain."""
+    return f"{SERVICE}.{namespace}.svc"
 
 
 def _issue(authority: Authority, names: Sequence[str]) -> KeyPair:

@@ -57,7 +57,8 @@ class InjectionSettings:
     memory_request: str = "96Mi"
     memory_limit: str = "384Mi"
     native: bool = True
-    """An init container with `restartPolicy: Always` (Kubernetes 1.29 and later); else an ordinary one."""
+    """An init container with `restartPolicy: Always` (Kubernetes 1.29 and later); else an ordinary one, in
+    pods that do not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from aiohttp import web
 from control_plane.injector.host_aliases import sought_services
 from control_plane.injector.patch import InjectionError, inject, json_patch
 from control_plane.injector.sidecar_container import InjectionSettings
+from control_plane.listening import site
 
 PATH = "/inject"
 MAX_BODY = 8 * 1024 * 1024
@@ -130,7 +131,7 @@ class WebhookServer:
     async def start(self, host: str, port: int) -> int:
         """Returns the port, which the system chose if 0 was asked for. Raises OSError."""
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, ssl_context=self.tls.context).start()
+        await site(self._runner, host, port, self.tls.context).start()
         return int(self._runner.addresses[0][1])
 
     async def close(self) -> None:

@@ -1,9 +1,10 @@
 """Writes what became of each route and policy into its status, as Gateway API's conditions; the leader alone.
 
 The source tells it every verdict, the election whether we lead. A status is written by server-side apply
-and only when it says something new. Others may have their say too: `status.parents` of a route and
-`status.ancestors` of a policy are one list for all controllers, so theirs are written back as they were,
-and only onto the version they were read from.
+and only when it says something new. An object whose status the API server refuses waits by itself and holds
+up no other. Others may have their say too: `status.parents` of a route and `status.ancestors` of a policy
+are one list for all controllers, so theirs are written back as they were, and only onto the version they
+were read from.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -26,13 +29,26 @@ from mesh_api.names import GROUP
 CONTROLLER = f"{GROUP}/controller"
 FIELD_MANAGER = "pilotfish"
 RETRY_FIRST, RETRY_MOST = 1.0, 60.0
-"""Seconds between attempts while the API server refuses."""
+"""Seconds between attempts for an object that is refused, and for all while there is no use in trying."""
 MAX_MESSAGE = 4096
+_OF_ALL = (0, 401, 429)
+"""No answer, not known to the API server, throttled: another object would fare no better."""
 
 log = logging.getLogger(__name__)
 
-
 Verdict = RouteVerdict | PolicyVerdict
+Name = tuple[str, Key]
+"""Kind, and namespace and name."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why the status of an object was not written."""
+
+    error: KubeError
+    wait: float
+    due: float
+    """When it is tried again, `wait` seconds or more after it failed."""
 
 
 class _List(NamedTuple):
@@ -111,25 +127,27 @@ class StatusWriter:
 
     def __init__(self, client: KubeClient, leads: Callable[[], bool]) -> None:
         self.writes = 0
-        self.error: KubeError | None = None
-        """Why statuses are not up to date; None: they are, or somebody else leads."""
         self._client = client
         self._leads = leads
-        self._verdicts: dict[tuple[str, Key], Verdict] = {}
-        self._written: dict[tuple[str, Key], tuple[str, str]] = {}
+        self._verdicts: dict[Name, Verdict] = {}
+        self._written: dict[Name, tuple[str, str]] = {}
         """The resourceVersion that was written onto, and what: it comes back by the watch a little later."""
+        self._failures: dict[Name, _Failure] = {}
         self._wake = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"<StatusWriter objects={len(self._verdicts)} writes={self.writes} error={self.error}>"
+        counts = f"objects={len(self._verdicts)} writes={self.writes} failures={len(self._failures)}"
+        return f"<StatusWriter {counts}>"
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        if self.error is None:
+        """The first object whose status is not up to date; none while somebody else leads."""
+        if not self._failures:
             return ()
-        return (
-            Problem(Severity.WARNING, f"the status of routes and policies cannot be written: {self.error}"),
-        )
+        (kind, (namespace, name)), failure = next(iter(self._failures.items()))
+        others = f" (as that of {len(self._failures) - 1} more)" if len(self._failures) > 1 else ""
+        message = f"its status cannot be written{others}: {failure.error}"
+        return (Problem(Severity.WARNING, message, object=f"{kind} {namespace}/{name}"),)
 
     def on_verdicts(self, verdicts: tuple[Verdict, ...]) -> None:
         """What became of all routes and policies."""
@@ -138,36 +156,58 @@ class StatusWriter:
 
     def on_leading(self, _leads: bool) -> None:
         self._written.clear()
+        self._failures.clear()
         self._wake.set()
 
     async def run(self) -> None:
         """Until cancelled."""
-        wait = 0.0
+        pause = 0.0
         while True:
-            await self._wake.wait()
+            due = min((failure.due for failure in self._failures.values()), default=None)
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    await self._wake.wait()
             self._wake.clear()
-            try:
-                await self._write_all()
-                self.error, wait = None, 0.0
-            except KubeError as error:
-                if self.error is None or self.error.status != error.status:
-                    log.warning("the status of routes and policies cannot be written: %s", error)
-                self.error = error
-                wait = min(max(RETRY_FIRST, 2.0 * wait), RETRY_MOST)
-                await asyncio.sleep(max(wait, min(error.retry_after or 0.0, 600.0)))
+            futile = await self._write_all(asyncio.get_running_loop().time)
+            pause = 0.0 if futile is None else _longer(pause)
+            if futile is not None:
+                await asyncio.sleep(_seconds(pause, futile))
                 self._wake.set()
 
-    async def _write_all(self) -> None:
+    async def _write_all(self, clock: Callable[[], float]) -> KubeError | None:
+        """What is due. Returns the failure after which the rest was not tried."""
         for name, verdict in list(self._verdicts.items()):
             if not self._leads():
-                return
-            entries = wanted_entries(verdict, datetime.now(UTC))
-            if entries is not None:
-                await self._write(name, verdict, entries)
-        for name in [name for name in self._written if name not in self._verdicts]:
-            del self._written[name]
+                self._failures.clear()
+                return None
+            failure = self._failures.get(name)
+            if failure is not None and clock() < failure.due:
+                continue
+            try:
+                entries = wanted_entries(verdict, datetime.now(UTC))
+                if entries is not None:
+                    await self._write(name, verdict, entries)
+                self._failures.pop(name, None)
+            except KubeError as error:
+                self._fail(name, error, clock())
+                if error.status in _OF_ALL:
+                    return error
+        for kept in (self._written, self._failures):
+            for name in [name for name in kept if name not in self._verdicts]:
+                del kept[name]
+        return None
 
-    async def _write(self, name: tuple[str, Key], verdict: Verdict, entries: list[Object]) -> None:
+    def _fail(self, name: Name, error: KubeError, now: float) -> None:
+        kind, (namespace, own_name) = name
+        known = {(other[0], failure.error.status) for other, failure in self._failures.items()}
+        if (kind, error.status) not in known:
+            text = "the status of %s %s/%s, maybe of others, cannot be written: %s"
+            log.warning(text, kind, namespace, own_name, error)
+        before = self._failures.get(name)
+        wait = _longer(before.wait if before else 0.0)
+        self._failures[name] = _Failure(error, wait, now + _seconds(wait, error))
+
+    async def _write(self, name: Name, verdict: Verdict, entries: list[Object]) -> None:
         """Raises KubeError, but not when the object has changed or gone: the watch will tell."""
         version, says = verdict.facts.version, json.dumps(_timeless(entries), sort_keys=True)
         if self._written.get(name) == (version, says):
@@ -189,6 +229,15 @@ class StatusWriter:
             if error.status not in (404, 409):
                 raise
         self._written[name] = (version, says)
+
+
+def _longer(wait: float) -> float:
+    return min(max(RETRY_FIRST, 2.0 * wait), RETRY_MOST)
+
+
+def _seconds(wait: float, error: KubeError) -> float:
+    """To wait, unless the API server asked for more."""
+    return max(wait, min(error.retry_after or 0.0, 600.0))
 
 
 def _timeless(entries: Iterable[Object]) -> list[Object]:

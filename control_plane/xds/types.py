@@ -29,6 +29,8 @@ The same types take an empty first subscription as a wildcard."""
 WILDCARD = "*"
 
 _SHORT = {LISTENER: "LDS", ROUTE: "RDS", CLUSTER: "CDS", ENDPOINTS: "EDS", SECRET: "SDS"}
+_OTHER = "other"
+METRIC_LABELS = (*_SHORT.values(), _OTHER)
 
 
 def short_name(type_url: str) -> str:
@@ -37,8 +39,8 @@ def short_name(type_url: str) -> str:
 
 
 def metric_label(type_url: str) -> str:
-    """`CDS` and so on; `other` for types that only the wire names, so that labels stay few."""
-    return _SHORT.get(type_url, "other")
+    """One of METRIC_LABELS: `CDS` and so on; `other` for types that only the wire names."""
+    return _SHORT.get(type_url, _OTHER)
 
 
 def node_info(node: Any, identity: Identity) -> NodeInfo:

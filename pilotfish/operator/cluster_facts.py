@@ -8,15 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from mesh_api.names import GROUP
+from mesh_api.names import GROUP, NATIVE_SIDECARS
 from pilotfish.operator import kinds
 from pilotfish.operator.errors import ApiError
 from pilotfish.operator.facts import Fact, failed, ok, some, warning
 from pilotfish.operator.kinds import GATEWAY_GROUP
 from pilotfish.operator.world import World
 
-NATIVE_SIDECARS = (1, 29)
-"""First version of Kubernetes whose init containers may run on (SidecarContainers, on by default)."""
 OWN_DEFINITIONS: tuple[str, ...] = (f"trafficpolicies.{GROUP}",)
 """CustomResourceDefinitions of `deploy/k8s`."""
 _INSTALL_GATEWAY_API = (
@@ -27,29 +25,43 @@ _NEEDS = "docs/kubernetes.md#what-it-needs"
 
 
 def kubernetes_version(world: World) -> Iterator[Fact]:
-    text = str(world.about.get("gitVersion", "?"))
-    if version_of(text) >= NATIVE_SIDECARS:
-        yield ok("kubernetes-version", f"Kubernetes {text} at {world.api.server}")
+    version = _api_version(world)
+    text = f"Kubernetes {version} at {world.api.server}"
+    if version_of(version) >= NATIVE_SIDECARS or _native_sidecars(world) == "on":
+        yield ok("kubernetes-version", text)
         return
-    yield failed(
+    yield warning(
         "kubernetes-version",
-        f"Kubernetes {text} at {world.api.server} has no native sidecars (1.29 and later)",
-        "kubectl annotate namespace NAME mesh.pilotfish.dev/native-sidecar=disabled  (ordinary containers)",
-        _NEEDS,
+        f"{text} has no native sidecars (1.29 and later): sidecars are ordinary containers",
+        "nothing, unless its feature gate SidecarContainers is on: then --native-sidecars=on",
+        "docs/kubernetes.md#without-native-sidecars",
     )
 
 
+def _api_version(world: World) -> str:
+    return str(world.about.get("gitVersion", "?"))
+
+
+def _native_sidecars(world: World) -> str:
+    """What the control plane was told (`--native-sidecars`)."""
+    found = world.deployment
+    containers = found["spec"]["template"]["spec"]["containers"] if found else ()
+    told = (str(text).partition("=") for each in containers for text in each.get("args") or ())
+    return next((choice for option, _, choice in told if option == "--native-sidecars"), "auto")
+
+
 def node_versions(world: World) -> Iterator[Fact]:
-    """The kubelet has to know native sidecars too."""
+    """Where the API server's version decides for native sidecars, the kubelets have to know them too."""
     versions = {
         node["metadata"]["name"]: str(node["status"]["nodeInfo"]["kubeletVersion"]) for node in world.nodes
     }
     old = sorted(name for name, version in versions.items() if version_of(version) < NATIVE_SIDECARS)
-    if old:
+    by_version = version_of(_api_version(world)) >= NATIVE_SIDECARS and _native_sidecars(world) == "auto"
+    if old and by_version:
         yield failed(
             "node-versions",
             f"{len(old)} of {len(versions)} nodes are too old for native sidecars (1.29): {some(old)}",
-            "upgrade them, or keep pods of the mesh away from them",
+            "give the control plane --native-sidecars=off until they are upgraded",
             _NEEDS,
         )
     else:

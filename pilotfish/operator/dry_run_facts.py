@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from control_plane.injector.sidecar_container import InjectionSettings
-from mesh_api.names import GROUP, INJECTED_LABEL
+from mesh_api.names import GROUP, INJECTED_LABEL, SIDECAR_CONTAINER
 from pilotfish.operator.api import at_once
 from pilotfish.operator.errors import RIGHTS_PAGE, WEBHOOK_PAGE
 from pilotfish.operator.facts import Fact, State, some
@@ -58,6 +58,13 @@ REFUSED = Verdict(
     "the injector refuses pods in {where}",
     "an annotation of the namespace is wrong: kubectl get namespace {namespace} -o yaml",
     _ANNOTATIONS,
+)
+STUCK = Verdict(
+    State.FAILED,
+    "a new pod in {where} would never start ({run}): the API server takes away what lets its sidecar run on "
+    "(restartPolicy of an init container)",
+    "give the control plane --native-sidecars=off",
+    "docs/kubernetes.md#without-native-sidecars",
 )
 POD_SECURITY = Verdict(
     State.FAILED,
@@ -153,13 +160,21 @@ def probe_pod() -> Object:
 def verdict_of(answer: Answer) -> tuple[Verdict, str]:
     """With the words of the API server where they say more than the verdict."""
     if answer.status == 201:
-        labels = json.loads(answer.body)["metadata"].get("labels") or {}
-        return (INJECTED if labels.get(INJECTED_LABEL) == "true" else MISSED), ""
+        return _admitted(json.loads(answer.body)), ""
     message = str((answer.status_object() or {}).get("message") or answer.text())[:500]
     verdict = next((verdict for words, verdict in _BY_WORDS if words in message), None)
     if verdict is None:
         return OTHER, f"{answer.status}: {message}"
     return verdict, "" if verdict is DENIED else message
+
+
+def _admitted(pod: Object) -> Verdict:
+    """Of a pod as it would be stored."""
+    if (pod["metadata"].get("labels") or {}).get(INJECTED_LABEL) != "true":
+        return MISSED
+    initial = {container["name"]: container for container in pod["spec"].get("initContainers") or ()}
+    sidecar = initial.get(SIDECAR_CONTAINER)
+    return STUCK if sidecar is not None and sidecar.get("restartPolicy") != "Always" else INJECTED
 
 
 def _fact(verdict: Verdict, messages: Mapping[str, str], run: str) -> Fact:

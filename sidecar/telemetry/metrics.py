@@ -142,6 +142,11 @@ class Metrics:
 
 
 _ROUTE_FAMILIES = (
+    (
+        "failures",
+        "failures_total",
+        "Requests that ended in 5xx, or in a gRPC status that is the server's fault",
+    ),
     ("retries", "retries_total", "Attempts after the first"),
     ("timeouts", "timeouts_total", "Requests that ended by a timeout"),
     ("request_bytes", "request_bytes_total", "Bytes of request bodies"),

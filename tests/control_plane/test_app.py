@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2
 
-from control_plane.app import issue_token
+from control_plane.app import folder_configuration, issue_token
 from control_plane.injector.webhook import WebhookCounts
+from control_plane.model.mesh import MeshSettings, TracingSettings
 from control_plane.model.problem import Problem, Severity
+from control_plane.pipeline import Pipeline
 from control_plane.settings import parse_account, parse_arguments, parse_duration, split_address
 from control_plane.status import fingerprint
 from control_plane.xds.types import ROUTE
@@ -34,6 +36,48 @@ def run(scenario: Callable[[Plane], Awaitable[None]], directory: Path) -> None:
         async with asyncio.timeout(30), Plane(directory) as plane:
             await scenario(plane)
 
+    asyncio.run(main())
+
+
+# --- addresses ---
+
+
+def answers(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), 5):
+            return True
+    except ConnectionRefusedError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("given", "reached"),
+    [("*", ["127.0.0.1", "::1"]), ("[::1]", ["::1"]), ("127.0.0.1", ["127.0.0.1"])],
+)
+def test_a_control_plane_is_reached_by_the_addresses_that_it_was_given(
+    tmp_path: Path, given: str, reached: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
+    async def main() -> None:
+        async with Plane(tmp_path, listen=f"{given}:0", status=f"{given}:0") as plane:
+            for port in (plane.app.port, plane.app.status_port):
+                assert [host for host in ("127.0.0.1", "::1") if answers(host, port)] == reached
+            assert f"status=http://{given}:{plane.app.status_port} " in caplog.text
+
+    asyncio.run(main())
+
+
+def test_all_addresses_are_those_of_ipv4_where_the_kernel_has_no_ipv6(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with Plane(tmp_path, status="*:0") as plane:
+            assert [host for host in ("127.0.0.1", "::1") if answers(host, plane.app.status_port)] == [
+                "127.0.0.1"
+            ]
+
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
     asyncio.run(main())
 
 
@@ -239,6 +283,7 @@ def test_a_command_line_becomes_settings() -> None:
         (["--config-dir", "c", "--max-leaf-ttl", "soon"], "expected a form like 24h"),
         (["--config-dir", "c", "--max-leaf-ttl", "0"], "at least 1s"),
         (["--config-dir", "c", "--tracing-sampling", "101"], "from 0 to 100"),
+        (["--config-dir", "c", "--cluster-domain", "cluster.local."], "a DNS name in lower case"),
     ],
 )
 def test_a_wrong_command_line_is_refused_with_its_reason(
@@ -248,6 +293,29 @@ def test_a_wrong_command_line_is_refused_with_its_reason(
         parse_arguments(arguments)
     assert caught.value.code == 2
     assert text in capsys.readouterr().err
+
+
+def test_the_mesh_is_as_the_command_line_says(tmp_path: Path) -> None:
+    domains = ["--trust-domain=example.org", "--cluster-domain=corp.example"]
+    tracing = ["--tracing-sampling=5", "--tracing-cluster=otlp"]
+    without = ["--no-access-log", "--no-overload-protection"]
+    settings = parse_arguments([f"--config-dir={tmp_path}", *domains, *tracing, *without])
+    pipeline = folder_configuration(settings).resources
+    assert isinstance(pipeline, Pipeline)
+    assert pipeline.settings == MeshSettings(
+        "example.org", "corp.example", TracingSettings(5.0, "otlp"), False, False
+    )
+
+
+def test_only_what_listens_has_all_addresses(capsys: pytest.CaptureFixture[str]) -> None:
+    everywhere = [f"--{option}=*:0" for option in ("listen", "status", "injector")]
+    cluster = ["--kubernetes", "--sidecar-image=x"]
+    settings = parse_arguments([*everywhere, *cluster, "--sidecar-control-plane=plane:15010"])
+    assert (settings.listen, settings.status, settings.injector) == ("*:0", "*:0", "*:0")
+    for option in ("--sidecar-control-plane=*:1", "--sidecar-otlp=*:1"):
+        with pytest.raises(SystemExit):
+            parse_arguments([*cluster, option])
+        assert "names nobody" in capsys.readouterr().err
 
 
 def test_durations_addresses_and_accounts() -> None:

@@ -11,7 +11,7 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,18 @@ import aiohttp
 import grpc
 import jwt
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from envoy.service.discovery.v3 import discovery_pb2
 
+from control_plane.app import injection_settings
+from control_plane.ca.service import SERVICE
+from control_plane.injector.sidecar_container import InjectionSettings
 from control_plane.settings import parse_arguments
 from control_plane.xds.types import ENDPOINTS
+from mesh_api import ca_pb2
 from tests.support.kube_api import KubeApi, endpoint, pod
 from tests.support.kubernetes import account, backend, endpoint_slice, route, service
 from tests.support.processes import loopback
@@ -66,11 +73,20 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
 
+AS_A_MODULE = ("-m", "control_plane")
+REVIEWS_EACH_TIME = (
+    "-c",
+    "import sys; from control_plane import __main__; from control_plane.ca import token_review;"
+    "token_review.FRESH = 0.0; sys.exit(__main__.main())",
+)
+"""A control plane to which every answer is an old one."""
+
+
 @asynccontextmanager
-async def replica(api: KubeApi, *more: str) -> AsyncIterator[Replica]:
+async def replica(api: KubeApi, *more: str, program: Sequence[str] = AS_A_MODULE) -> AsyncIterator[Replica]:
     arguments = ["--kubeconfig", str(api.kubeconfig()), "--listen", "127.0.0.1:0", "--status", "127.0.0.1:0"]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "control_plane", *arguments, *more, stderr=asyncio.subprocess.PIPE,
+        sys.executable, *program, *arguments, *more, stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "HOME": "/nonexistent"},
     )  # fmt: skip
     made = Replica(process)
@@ -146,6 +162,20 @@ class Client:
             for locality in found.endpoints
             for item in locality.lb_endpoints
         }
+
+
+async def sign(client: Client, bearer: str) -> int:
+    """How many certificates the chain has that a workload is given."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    pem = csr.public_bytes(serialization.Encoding.PEM).decode()
+    call = client.channel.unary_unary(
+        f"/{SERVICE}/CreateCertificate",
+        request_serializer=ca_pb2.IstioCertificateRequest.SerializeToString,
+        response_deserializer=ca_pb2.IstioCertificateResponse.FromString,
+    )
+    request = ca_pb2.IstioCertificateRequest(csr=pem, validity_duration=3600)
+    return len((await call(request, metadata=[("authorization", f"Bearer {bearer}")])).cert_chain)
 
 
 def test_replicas_share_a_root_and_one_of_them_writes_status(tmp_path: Path) -> None:
@@ -236,6 +266,24 @@ def test_without_the_api_server_what_was_read_serves_and_new_tokens_wait(tmp_pat
     run(tmp_path, scenario)
 
 
+def test_streams_that_end_of_age_without_the_api_server_are_followed_by_others(tmp_path: Path) -> None:
+    async def scenario(api: KubeApi) -> None:
+        async with replica(api, "--max-connection-age", "500ms", program=REVIEWS_EACH_TIME) as plane:
+            await plane.ready()
+            bearer = token(api)
+            async with Client(api, plane, bearer) as client:
+                await client.health()
+                await api.down()
+                assert await client.stream.details() == "max connection age"
+            async with Client(api, plane, bearer) as client:
+                assert await client.health() == {"10.0.0.1": 1, "10.0.0.2": 1}
+                assert await sign(client, bearer) == 2
+            assert "pilotfish_control_plane_token_reviews_stale_total 2\n" in (await plane.get("/metrics"))[1]
+            await until(lambda: any("tokens cannot be reviewed" in line for line in plane.log))
+
+    run(tmp_path, scenario)
+
+
 def test_a_control_plane_that_waits_for_the_api_server_can_be_stopped(tmp_path: Path) -> None:
     async def scenario(api: KubeApi) -> None:
         await api.down()
@@ -250,6 +298,22 @@ def test_one_source_must_be_chosen(arguments: list[str], capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         parse_arguments(arguments)
     assert "give one of --config-dir and --kubernetes" in capsys.readouterr().err
+
+
+def test_injected_sidecars_are_as_the_command_line_says() -> None:
+    injector = ["--injector=*:15017", "--sidecar-image=s:1", "--sidecar-control-plane=plane.mesh.svc:15010"]
+    more = ["--init-image=i:1", "--no-capture", "--trust-domain=example.org", "--sidecar-otlp=jaeger:4318"]
+    settings = parse_arguments(["--kubernetes", *injector, *more, "--tracing-sampling=2.5"])
+    assert injection_settings(settings, native=False) == InjectionSettings(
+        image="s:1",
+        init_image="i:1",
+        capture=False,
+        control_plane="plane.mesh.svc:15010",
+        trust_domain="example.org",
+        otlp="jaeger:4318",
+        trace_sampling="2.5",
+        native=False,
+    )
 
 
 def test_the_own_namespace_comes_from_the_pod(monkeypatch: pytest.MonkeyPatch) -> None:

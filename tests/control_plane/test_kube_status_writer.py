@@ -232,3 +232,59 @@ def test_conflicts_throttling_and_missing_rights_are_tried_again_and_said(
         await rig.until(lambda: len(rig.api.get("HTTPRoute", "s")["status"].get("parents", [])) == 2)
 
     run(tmp_path, scenario, monkeypatch)
+
+
+@pytest.mark.parametrize("status", [403, 422, 500])
+def test_an_object_that_is_refused_waits_by_itself_and_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.until(lambda: rig.conditions() == FINE)
+        monkeypatch.setattr(status_writer, "RETRY_FIRST", 3600.0)
+        rig.api.answer(status, path="/a/status", times=99)
+        rig.api.answer(status, path="/b/status", times=99)
+        for name in ("a", "b", "c"):
+            rig.api.put(route(name, {"backendRefs": [backend("users")]}))
+        await rig.until(lambda: rig.conditions("c") == FINE)
+        rig.api.put(route("d", {"backendRefs": [backend("users")]}))
+        await rig.until(lambda: rig.conditions("d") == FINE)
+        assert [len(rig.api.seen("PATCH", f"/{name}/status")) for name in "abcd"] == [1, 1, 1, 1]
+        [problem] = rig.writer.problems
+        assert (problem.object, problem.severity.value) == ("HTTPRoute shop/a", "warning")
+        assert problem.message.startswith(f"its status cannot be written (as that of 1 more): {status} ")
+        rig.api.delete("HTTPRoute", "a")
+        await rig.until(lambda: rig.writer.problems[0].object == "HTTPRoute shop/b")
+
+    run(tmp_path, scenario, monkeypatch)
+
+
+@pytest.mark.parametrize("status", [401, 429])
+def test_nothing_more_is_tried_after_an_answer_that_concerns_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.until(lambda: rig.conditions() == FINE)
+        written = len(rig.patches())
+        monkeypatch.setattr(status_writer, "RETRY_FIRST", 3600.0)
+        rig.api.answer(status, path="/status", times=99)
+        for name in ("a", "b", "c"):
+            rig.api.put(route(name, {"backendRefs": [backend("users")]}))
+        await rig.until(lambda: rig.writer.problems)
+        published = rig.source.published
+        rig.api.put(route("d", {"backendRefs": [backend("users")]}))
+        await rig.until(lambda: rig.source.published > published)
+        assert len(rig.patches()) == written + 1
+
+    run(tmp_path, scenario, monkeypatch)
+
+
+def test_who_no_longer_leads_has_no_problem_with_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.api.answer(422, path="/status", times=99)
+        await rig.until(lambda: rig.writer.problems)
+        rig.leads = False
+        await rig.until(lambda: not rig.writer.problems)
+
+    run(tmp_path, scenario, monkeypatch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from control_plane.ca import token_review
 from control_plane.ca.attestation import AttestationError, AttestorUnavailable, JoinTokens
 from control_plane.ca.token_review import PATH, ByIssuer, TokenReviews
 from control_plane.kube.access import from_kubeconfig
@@ -33,6 +35,9 @@ class Rig:
         token = jwt.encode({"exp": NOW + lifetime, **more}, "k" * 32, algorithm="HS256")
         self.api.tokens[token] = valid() if status is None else status
         return token
+
+    def reviews_log(self, caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+        return [record for record in caplog.records if record.name == token_review.__name__]
 
     async def refusal(self, token: str) -> str:
         with pytest.raises(AttestationError) as caught:
@@ -147,6 +152,114 @@ def test_without_an_answer_nobody_is_refused_and_those_known_still_pass(tmp_path
         assert await rig.reviews.attest(known) == Identity("shop", "users")
         with pytest.raises(AttestorUnavailable, match="cannot be reviewed"):
             await rig.reviews.attest(new)
+
+    run(tmp_path, scenario)
+
+
+def test_a_day_without_the_api_server_shuts_nobody_out_before_their_token_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        token = rig.token(lifetime=12 * 3600.0)
+        await rig.reviews.attest(token)
+        await rig.api.down()
+        for _ in range(23):
+            rig.now += 1800
+            assert await rig.reviews.attest(token) == Identity("shop", "users")
+        assert (rig.reviews.stale, len(rig.reviews_log(caplog))) == (23, 1)
+        rig.now += 1800
+        with pytest.raises(AttestorUnavailable, match="cannot be reviewed"):
+            await rig.reviews.attest(token)
+
+    run(tmp_path, scenario)
+
+
+def test_what_is_known_from_earlier_is_asked_again_once_the_api_server_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
+    async def scenario(rig: Rig) -> None:
+        token = rig.token()
+        await rig.reviews.attest(token)
+        for _ in range(2):
+            await rig.api.down()
+            rig.now += 100
+            await rig.reviews.attest(token)
+            await rig.api.up()
+            await rig.reviews.attest(token)
+        assert rig.reviews.stale == 2
+        assert [record.levelname for record in rig.reviews_log(caplog)] == ["WARNING", "INFO"] * 2
+        rig.now += 59
+        await rig.reviews.attest(token)
+        assert rig.reviews.reviews == 5
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(("status", "overloaded"), [(429, True), (500, True), (503, True), (403, False)])
+def test_an_overloaded_api_server_gives_no_answer_and_one_that_forbids_does(
+    tmp_path: Path, status: int, overloaded: bool
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        token = rig.token()
+        await rig.reviews.attest(token)
+        rig.now += 100
+        rig.api.answer(status, path=PATH)
+        if overloaded:
+            assert await rig.reviews.attest(token) == Identity("shop", "users")
+        else:
+            with pytest.raises(AttestorUnavailable, match="403"):
+                await rig.reviews.attest(token)
+
+    run(tmp_path, scenario)
+
+
+def test_a_silent_api_server_does_not_make_a_known_caller_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        token = rig.token()
+        await rig.reviews.attest(token)
+        rig.now += 100
+        rig.api.delay = 3600.0
+        monkeypatch.setattr(token_review, "PATIENCE", 0.05)
+        assert await rig.reviews.attest(token) == Identity("shop", "users")
+
+    run(tmp_path, scenario)
+
+
+def test_a_token_that_was_refused_since_is_not_known_any_more(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        token = rig.token()
+        await rig.reviews.attest(token)
+        rig.now += 100
+        rig.api.tokens[token] = {"authenticated": False, "error": "the pod is gone"}
+        await rig.refusal(token)
+        await rig.api.down()
+        with pytest.raises(AttestorUnavailable):
+            await rig.reviews.attest(token)
+
+    run(tmp_path, scenario)
+
+
+def test_past_its_bound_the_memory_loses_what_was_reviewed_longest_ago(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_review, "MAX_REMEMBERED", 2)
+
+    async def scenario(rig: Rig) -> None:
+        first, second, third = (rig.token(nr=number) for number in range(3))
+        await rig.reviews.attest(first)
+        await rig.reviews.attest(second)
+        rig.now += 100
+        await rig.reviews.attest(first)
+        await rig.reviews.attest(third)
+        await rig.api.down()
+        for token in (first, third):
+            await rig.reviews.attest(token)
+        with pytest.raises(AttestorUnavailable):
+            await rig.reviews.attest(second)
 
     run(tmp_path, scenario)
 

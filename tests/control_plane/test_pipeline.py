@@ -78,6 +78,18 @@ def test_every_name_of_a_service_leads_to_its_canonical_one() -> None:
     assert all(Listener.FromString(body).name == name for name, body in found.items())
 
 
+def test_full_names_end_in_the_domain_of_the_cluster() -> None:
+    full = "users.shop.svc.corp.example:80"
+    alias = service("people", type="ExternalName", externalName="users.shop.svc.corp.example")
+    control = Control(*BASE, alias, settings=MeshSettings(cluster_domain="corp.example"))
+    found = control.bodies(LISTENER, full, "users:80", "people:80", USERS)
+    assert {name: routes_of(body) for name, body in found.items()} == dict.fromkeys(
+        (full, "users:80", "people:80"), full
+    )
+    for type_url in (CLUSTER, LOAD_ASSIGNMENT, ROUTE_CONFIGURATION):
+        assert set(control.bodies(type_url, full, USERS)) == {full}
+
+
 def test_a_short_name_means_the_callers_own_namespace() -> None:
     control = Control(*BASE, service("users", namespace="blog"))
     assert routes_of(control.bodies(LISTENER, "users:80")["users:80"]) == USERS

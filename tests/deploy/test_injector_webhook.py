@@ -17,11 +17,12 @@ import pytest
 from control_plane.ca import root
 from control_plane.ca.authority import CertificateAuthority
 from control_plane.injector.namespaces import Namespaces
+from control_plane.injector.native import native_sidecars
 from control_plane.injector.publish import publish_ca_bundle, publish_root
-from control_plane.injector.service import Injector, webhook_names
+from control_plane.injector.service import Injector, webhook_name
 from control_plane.injector.sidecar_container import InjectionSettings
 from control_plane.kube.access import from_kubeconfig
-from control_plane.kube.client import KubeClient
+from control_plane.kube.client import KubeClient, KubeError
 from tests.support.kube_api import KubeApi
 
 NAMESPACE = "pilotfish-system"
@@ -70,12 +71,12 @@ class Rig:
         self.client = client
         self.port = 0
 
-    async def ask(self, body: object, name: str = NAME) -> tuple[int, Any]:
+    async def ask(self, body: object, name: str = NAME, host: str = "127.0.0.1") -> tuple[int, Any]:
         context = ssl.create_default_context(cadata=self.authority.root_pem)
         async with (
             aiohttp.ClientSession() as session,
             session.post(
-                f"https://127.0.0.1:{self.port}/inject", json=body, ssl=context, server_hostname=name
+                f"https://{host}:{self.port}/inject", json=body, ssl=context, server_hostname=name
             ) as response,
         ):
             text = await response.text()
@@ -100,7 +101,7 @@ def run(tmp_path: Path, test: Callable[[Rig, KubeApi, Clock], Awaitable[None]]) 
                 lambda *service: CLUSTER_IPS[service],
             )
             rig = Rig(injector, authority, client, watched)
-            rig.port = await injector.start("127.0.0.1", 0)
+            rig.port = await injector.start("*", 0)
             try:
                 await test(rig, api, clock)
             finally:
@@ -124,6 +125,14 @@ def test_a_pod_gets_a_patch_with_the_mesh_s_root(tmp_path: Path) -> None:
         patch = {item["path"]: item["value"] for item in json.loads(base64.b64decode(response["patch"]))}
         environment = {item["name"]: item.get("value") for item in patch["/spec/initContainers"][1]["env"]}
         assert environment["PILOTFISH_ROOT_PEM"] == rig.authority.root_pem
+
+    run(tmp_path, test)
+
+
+def test_the_webhook_answers_at_all_addresses_of_both_families(tmp_path: Path) -> None:
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        for host in ("127.0.0.1", "[::1]"):
+            assert (await rig.ask(review(), host=host))[0] == 200
 
     run(tmp_path, test)
 
@@ -231,6 +240,45 @@ def test_reviews_are_counted_by_outcome(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
+@pytest.mark.parametrize(
+    ("version", "choice", "native"),
+    [
+        ("v1.28.15", "auto", False),
+        ("v1.28.15", "on", True),
+        ("v1.29.0", "auto", True),
+        ("v1.33.1-eks-1a2b3c", "auto", True),
+        ("v1.33.1", "off", False),
+        ("", "auto", False),
+    ],
+)
+def test_sidecars_are_native_where_the_api_server_s_version_or_the_operator_says_so(
+    tmp_path: Path, version: str, choice: str, native: bool
+) -> None:
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        api.documents["/version"] = {"gitVersion": version}
+        assert await native_sidecars(rig.client, choice, asyncio.Event()) is native
+
+    run(tmp_path, test)
+
+
+def test_the_api_server_s_version_is_waited_for_and_not_where_it_is_withheld(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("control_plane.injector.native.RETRY", 0.01)
+
+    async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
+        stop = asyncio.Event()
+        api.answer(503, path="/version", times=2)
+        assert await native_sidecars(rig.client, "auto", stop) is True
+        api.answer(403, path="/version")
+        with pytest.raises(KubeError, match="403"):
+            await native_sidecars(rig.client, "auto", stop)
+        stop.set()
+        assert await native_sidecars(rig.client, "auto", stop) is None
+
+    run(tmp_path, test)
+
+
 def test_a_namespace_that_is_watched_is_not_asked_for(tmp_path: Path) -> None:
     async def test(rig: Rig, api: KubeApi, clock: Clock) -> None:
         rig.watched["shop"] = {"labels": {}, "annotations": {"mesh.pilotfish.dev/log-level": "debug"}}
@@ -279,7 +327,7 @@ def test_the_certificate_is_for_the_service_alone(tmp_path: Path) -> None:
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await rig.ask(review(), "kubernetes.default.svc")
 
-    assert webhook_names(NAMESPACE)[0] == NAME
+    assert webhook_name(NAMESPACE) == NAME
     run(tmp_path, test)
 
 

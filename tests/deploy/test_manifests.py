@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ import yaml
 
 from control_plane.cluster import Cluster
 from control_plane.injector.patch import inject
-from control_plane.injector.service import SERVICE, webhook_names
+from control_plane.injector.service import SERVICE, webhook_name
 from control_plane.injector.sidecar_container import InjectionSettings
-from control_plane.injector.webhook import PATH
+from control_plane.injector.webhook import PATH, WebhookCounts
 from control_plane.leader import NAME as LEASE
 from control_plane.settings import parse_arguments
 from control_plane.sources.kubernetes import ClusterState
+from control_plane.xds.types import METRIC_LABELS
 from mesh_api.names import STATUS_PORT, XDS_PORT
 from sidecar.telemetry.metrics import Metrics
 from tests.support.manifests import (
@@ -36,6 +39,7 @@ from tests.support.manifests import (
     one,
     pod_specs,
 )
+from tests.support.xds_source import Plane
 
 BASE = ROOT / "deploy/k8s/base"
 MONITORING = ROOT / "deploy/k8s/components/monitoring"
@@ -206,19 +210,21 @@ def test_the_control_plane_understands_its_arguments(kustomization: str) -> None
     deployment = one(build(kustomization), "Deployment", "pilotfish-control-plane")
     [container] = deployment["spec"]["template"]["spec"]["containers"]
     values = {"POD_NAMESPACE": "pilotfish-system", "SIDECAR_IMAGE": "sidecar:1", "INIT_IMAGE": "init:1"}
+    values["CLUSTER_DOMAIN"] = next(e["value"] for e in container["env"] if e["name"] == "CLUSTER_DOMAIN")
     arguments = [
         re.sub(r"\$\((\w+)\)", lambda found: values[found[1]], text) for text in container["args"][1:]
     ]
     settings = parse_arguments(arguments)
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert settings.kubernetes
-    assert settings.listen == f"0.0.0.0:{ports['xds']}"
-    assert settings.status == f"0.0.0.0:{ports['status']}"
-    assert settings.injector == f"0.0.0.0:{ports['webhook']}"
+    assert settings.listen == f"*:{ports['xds']}"
+    assert settings.status == f"*:{ports['status']}"
+    assert settings.injector == f"*:{ports['webhook']}"
     assert (ports["xds"], ports["status"]) == (XDS_PORT, STATUS_PORT)
     assert (settings.init_image, settings.capture) == ("init:1", True)
     # The name by which sidecars call is in the certificate.
-    assert settings.sidecar_control_plane.rpartition(":")[0] in settings.server_names
+    called = settings.sidecar_control_plane.rpartition(":")[0]
+    assert {called, f"{called}.{settings.cluster_domain}"} <= set(settings.server_names)
     # Who is told to send spans has somewhere to send them.
     assert bool(settings.tracing_cluster) == bool(settings.sidecar_otlp)
 
@@ -248,7 +254,7 @@ def test_the_webhook_is_where_its_configuration_says() -> None:
     [webhook] = configuration["webhooks"]
     service = webhook["clientConfig"]["service"]
     assert (service["name"], service["path"]) == (SERVICE, PATH)
-    assert webhook_names(service["namespace"])[0] == "pilotfish-injector.pilotfish-system.svc"
+    assert webhook_name(service["namespace"]) == "pilotfish-injector.pilotfish-system.svc"
     assert webhook["failurePolicy"] == "Ignore"
     # The API server shows it a pod again that later webhooks have changed.
     assert webhook["reinvocationPolicy"] == "IfNeeded"
@@ -343,6 +349,28 @@ def test_the_control_plane_may_read_exactly_what_it_watches_and_no_secrets() -> 
         assert not {"secrets", "configmaps"} & set(rule["resources"])
 
 
+def test_those_who_may_edit_a_namespace_may_write_our_policies_and_not_their_status() -> None:
+    defined = {
+        (item["spec"]["group"], item["spec"]["names"]["plural"])
+        for path in (BASE / "crds").glob("*.yaml")
+        for item in documents(path.read_text())
+        if item["kind"] == "CustomResourceDefinition"
+    }
+    verbs = {}
+    for role in base_objects("user-roles.yaml"):
+        [(label, value)] = role["metadata"]["labels"].items()
+        assert value == "true"
+        [rule] = role["rules"]
+        assert {(group, name) for group in rule["apiGroups"] for name in rule["resources"]} == defined
+        verbs[label] = set(rule["verbs"])
+    # What may be viewed may be viewed by editors too: the cluster adds view to edit, and edit to admin.
+    prefix = "rbac.authorization.k8s.io/aggregate-to"
+    assert verbs == {
+        f"{prefix}-view": {"get", "list", "watch"},
+        f"{prefix}-edit": {"create", "delete", "deletecollection", "patch", "update"},
+    }
+
+
 def test_what_is_written_in_the_own_namespace_is_named() -> None:
     [rules] = [item["rules"] for item in base_objects("rbac.yaml") if item["kind"] == "Role"]
     named = {
@@ -358,8 +386,9 @@ def test_what_is_written_in_the_own_namespace_is_named() -> None:
 
 def known_metrics() -> set[str]:
     process = (ROOT / "sidecar/telemetry/process.py").read_text()
-    status = (ROOT / "control_plane/status.py").read_text()
-    of_control_plane = re.findall(r'\b(?:one|add)\(\s*"([a-z_]+)"', status)
+    of_control_plane = re.findall(
+        r'\b(?:one|add)\(\s*"([a-z_]+)"', (ROOT / "control_plane/status_metrics.py").read_text()
+    )
     return {
         *re.findall(r"^# TYPE (\S+)", Metrics().prometheus_text(), re.MULTILINE),
         *re.findall(r'"((?:process|pilotfish)_[a-z_]+)"', process),
@@ -382,6 +411,27 @@ def test_alerts_ask_for_metrics_that_exist() -> None:
     assert used <= known_metrics()
 
 
+def test_what_alerts_look_for_the_increase_of_is_there_before_it_increases(tmp_path: Path) -> None:
+    """To Prometheus, a series that begins with its first event has no increase. Requests only divide."""
+    groups = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"]
+    text = "".join(rule["expr"] for group in groups for rule in group["rules"])
+    looked_at = set(re.findall(r"\b(?:increase|rate)\((\w+)", text)) - {"pilotfish_requests_total"}
+    assert len(looked_at) == 5
+
+    async def of_control_plane() -> str:
+        async with Plane(tmp_path) as plane:
+            plane.app.webhook_counts = WebhookCounts
+            return (await plane.get("/metrics"))[1]
+
+    sidecar = Metrics()
+    sidecar.route("outbound", "shop/users/0", "users", "")
+    sidecar.listener("inbound")
+    exposed = sidecar.prometheus_text() + asyncio.run(of_control_plane())
+    zeros = Counter(re.findall(r"^(\w+)(?:\{[^}]*\})? 0$", exposed, re.MULTILINE))
+    assert looked_at <= set(zeros)
+    assert zeros["pilotfish_control_plane_nacks_total"] == len(METRIC_LABELS) == 6
+
+
 def selected_labels(text: str) -> set[str]:
     """Names of labels in selectors and groupings."""
     inside = [*re.findall(r"\{([^}]*)\}", text), *re.findall(r"\bby \(([^)]*)\)", text)]
@@ -401,12 +451,16 @@ def test_alerts_and_dashboards_ask_for_labels_that_exist() -> None:
     from_scraping = {
         rule["target_label"] for job in jobs for rule in job["relabel_configs"] if "target_label" in rule
     }
-    of_metrics = {"direction", "route", "cluster", "code", "le", "severity", "type", "outcome"}
-    files = ("sidecar/telemetry/metrics.py", "sidecar/telemetry/prometheus.py", "control_plane/status.py")
+    of_metrics = {"direction", "route", "cluster", "le", "severity", "type", "outcome"}
+    files = (
+        "sidecar/telemetry/metrics.py",
+        "sidecar/telemetry/prometheus.py",
+        "control_plane/status_metrics.py",
+    )
     sources = "".join((ROOT / file).read_text() for file in files)
     assert not [name for name in of_metrics if not re.search(rf"\b{name}\b", sources)]
     used = set().union(*map(selected_labels, expressions))
-    assert {"code", "outcome", "namespace", "job", "le"} <= used <= of_metrics | from_scraping | {"job"}
+    assert {"outcome", "namespace", "job", "le"} <= used <= of_metrics | from_scraping | {"job"}
 
 
 def test_dashboards_ask_for_metrics_that_exist() -> None:

@@ -23,7 +23,7 @@ import pytest
 from tests.support.kube_api import KubeApi, endpoint, pod
 from tests.support.kubernetes import account, endpoint_slice, service
 from tests.support.manifests import ROOT
-from tests.support.pod_network import GATEWAY, PodNetwork, pod_network
+from tests.support.pod_network import PodNetwork, pod_network
 
 pytestmark = [
     pytest.mark.root,
@@ -73,7 +73,15 @@ AS_SIDECAR = (
 )
 
 
-async def injected(api: KubeApi, port: int, **annotations: str) -> dict[str, Any]:
+ipv4_and_ipv6 = pytest.mark.parametrize("version", [4, 6])
+
+
+def host(address: str) -> str:
+    """As URLs and `HOST:PORT` have it."""
+    return f"[{address}]" if ":" in address else address
+
+
+async def injected(api: KubeApi, address: str, **annotations: str) -> dict[str, Any]:
     """What the API server is told to change in a pod, by path."""
     async with asyncio.timeout(20):
         while ("configmaps", "pilotfish-system", "pilotfish-root") not in api.objects:  # noqa: ASYNC110
@@ -85,7 +93,7 @@ async def injected(api: KubeApi, port: int, **annotations: str) -> dict[str, Any
     async with (
         aiohttp.ClientSession() as session,
         session.post(
-            f"https://{GATEWAY}:{port}/inject",
+            f"https://{address}/inject",
             json={"apiVersion": "admission.k8s.io/v1", "request": request},
             ssl=ssl.create_default_context(cadata=root),
             server_hostname=INJECTOR,
@@ -116,13 +124,15 @@ async def start(
     users = network.pods["users"]
     api.put(CONFIGURATION, account("users"), account("shopper"), service("users"))
     api.put(pod("users-1", "users", **annotations), pod("shopper-1", "shopper", **annotations))
-    api.put(endpoint_slice("users-abc", endpoint(users, "users-1")))
+    family = "IPv6" if ":" in users else "IPv4"
+    api.put({**endpoint_slice("users-abc", endpoint(users, "users-1")), "addressType": family})
     command = [sys.executable, "-m", "pilotfish", "control-plane", "--kubeconfig", str(api.kubeconfig())]
-    command += ["--namespace", "pilotfish-system", "--server-name", GATEWAY]
-    command += ["--listen", f"{GATEWAY}:15010", "--status", f"{GATEWAY}:15014"]
-    command += ["--injector", f"{GATEWAY}:15017", "--sidecar-image", "x:1", "--init-image", "y:1"]
-    await stack.enter_async_context(process(*command, "--sidecar-control-plane", f"{GATEWAY}:15010"))
-    patch = await injected(api, 15017, **annotations)
+    gateway = host(network.gateway)
+    command += ["--namespace", "pilotfish-system", "--server-name", network.gateway]
+    command += ["--listen", f"{gateway}:15010", "--status", f"{gateway}:15014"]
+    command += ["--injector", f"{gateway}:15017", "--sidecar-image", "x:1", "--init-image", "y:1"]
+    await stack.enter_async_context(process(*command, "--sidecar-control-plane", f"{gateway}:15010"))
+    patch = await injected(api, f"{gateway}:15017", **annotations)
     *init, container = patch["/spec/initContainers"]
     for name, address in network.pods.items():
         token = directory / f"{name}.token"
@@ -138,7 +148,7 @@ async def start(
         environment = variables(container, name, address, token)
         await stack.enter_async_context(process(*sidecar, **environment))
     server = network.inside("users", sys.executable, "examples/shop/apps/users.py")
-    await stack.enter_async_context(process(*server, ADDRESS="0.0.0.0", PORT="8080"))
+    await stack.enter_async_context(process(*server, ADDRESS=users, PORT="8080"))
     for name, address in network.pods.items():
         waiting = network.inside(name, sys.executable, "-m", "pilotfish", "wait", "--deadline", "20")
         assert await output(*waiting, POD_IP=address) == (0, "")
@@ -148,17 +158,19 @@ async def start(
 
 async def curl(network: PodNetwork, environment: dict[str, str], *arguments: str) -> str:
     """In the shopper's pod, as its application would call."""
-    command = ["curl", "-sS", "--max-time", "10", *arguments]
+    command = ["curl", "-g", "-sS", "--max-time", "10", *arguments]
     return (await output(*network.inside("shopper", *command), **environment))[1]
 
 
-def test_pods_that_the_webhook_made_talk_over_mutual_tls(tmp_path: Path) -> None:
+@ipv4_and_ipv6
+def test_pods_that_the_webhook_made_talk_over_mutual_tls(tmp_path: Path, version: int) -> None:
     async def main(network: PodNetwork) -> None:
         async with KubeApi(tmp_path) as api, AsyncExitStack() as stack:
             application = await start(stack, api, network, tmp_path, capture="disabled")
-            users = network.pods["users"]
-            for host in ("users", "users.shop", "users.shop.svc.cluster.local"):
-                answer = json.loads(await curl(network, application, f"http://{host}/users/1"))
+            address = network.pods["users"]
+            users = host(address)
+            for name in ("users", "users.shop", "users.shop.svc.cluster.local"):
+                answer = json.loads(await curl(network, application, f"http://{name}/users/1"))
                 assert answer["name"] == "Ada"
             # The other sidecar saw who called, so it was mutual TLS.
             stats = json.loads(await curl(network, {}, f"http://{users}:15000/stats"))
@@ -172,33 +184,34 @@ def test_pods_that_the_webhook_made_talk_over_mutual_tls(tmp_path: Path) -> None
             assert refused.endswith("000")
             # The end, as the kubelet begins it.
             drain = network.inside("users", sys.executable, "-m", "pilotfish", "drain", "--deadline", "10")
-            assert await output(*drain, POD_IP=users) == (0, "")
+            assert await output(*drain, POD_IP=address) == (0, "")
 
-    with pod_network("users", "shopper") as network:
+    with pod_network("users", "shopper", version=version) as network:
         asyncio.run(main(network))
 
 
 @pytest.mark.skipif(
     not (shutil.which("setpriv") and shutil.which("nft")), reason="needs setpriv (util-linux) and nftables"
 )
+@ipv4_and_ipv6
 def test_captured_pods_talk_over_mutual_tls_without_variables_and_pass_probes_when_strict(
-    tmp_path: Path,
+    tmp_path: Path, version: int
 ) -> None:
     async def main(network: PodNetwork) -> None:
         async with KubeApi(tmp_path) as api, AsyncExitStack() as stack:
             variables = await start(stack, api, network, tmp_path, capture="enabled", inbound="strict")
             assert variables == {}
-            users = network.pods["users"]
+            users = host(network.pods["users"])
             answer = json.loads(await curl(network, {}, f"http://{users}:8080/users/1"))
             assert answer["name"] == "Ada"
             stats = json.loads(await curl(network, {}, f"http://{users}:15000/stats"))
             inbound = [route for route in stats["routes"] if route["direction"] == "inbound"]
             assert [route["peer"] for route in inbound] == ["spiffe://cluster.local/ns/shop/sa/shopper"]
             # The kubelet is outside of the mesh: it reaches no application, and its probe does.
-            code = ("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5")
+            code = ("curl", "-g", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5")
             assert (await output(*code, f"http://{users}:8080/users/1"))[1] == "000"
-            probe = await output("curl", "-s", f"http://{users}:15000/app-health/app/readyz")
+            probe = await output("curl", "-g", "-s", f"http://{users}:15000/app-health/app/readyz")
             assert probe == (0, f"GET http://{users}:8080/users/1 was answered with 200\n")
 
-    with pod_network("users", "shopper") as network:
+    with pod_network("users", "shopper", version=version) as network:
         asyncio.run(main(network))

@@ -110,18 +110,18 @@ def test_before_installing_only_the_cluster_and_the_user_are_looked_at(
 def test_json_has_names_and_states_for_scripts(tmp_path: Path, capsys: Output) -> None:
     async def scenario(api: KubeApi, kubeconfig: str) -> None:
         api.documents["/version"] = {"gitVersion": "v1.28.9"}
+        api.denied.add(("create", "namespaces"))
         assert await run("check", "--pre", "-o", "json", "--kubeconfig", kubeconfig) == 1
         found = json.loads(capsys.readouterr().out)
         assert found["ok"] is False
         assert found["facts"][0] == {
             "section": "cluster",
             "name": "kubernetes-version",
-            "state": "failed",
-            "text": f"Kubernetes v1.28.9 at {api.kubeconfig and f'https://127.0.0.1:{api.port}'} "
-            "has no native sidecars (1.29 and later)",
-            "hint": "kubectl annotate namespace NAME mesh.pilotfish.dev/native-sidecar=disabled  "
-            "(ordinary containers)",
-            "link": "docs/kubernetes.md#what-it-needs",
+            "state": "warning",
+            "text": f"Kubernetes v1.28.9 at https://127.0.0.1:{api.port} has no native sidecars "
+            "(1.29 and later): sidecars are ordinary containers",
+            "hint": "nothing, unless its feature gate SidecarContainers is on: then --native-sidecars=on",
+            "link": "docs/kubernetes.md#without-native-sidecars",
         }
 
     in_cluster(tmp_path, scenario)

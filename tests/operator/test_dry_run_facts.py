@@ -120,6 +120,21 @@ def test_a_pod_that_the_webhook_missed_has_no_sidecar(served: Served) -> None:
     ]
 
 
+def test_a_sidecar_that_the_api_server_made_an_ordinary_init_container_lets_no_pod_start(
+    served: Served,
+) -> None:
+    def without_restart_policy(pod: Object) -> Object:
+        made = injected(pod)
+        made["spec"]["initContainers"] = [{"name": "pilotfish-sidecar"}]
+        return made
+
+    [fact] = served.facts(new_pods, lambda api: setattr(api, "admit", without_restart_policy))
+    assert f"{fact.state.value} {fact.text}" == (
+        "failed a new pod in namespace shop would never start (dry run): the API server takes away what lets "
+        "its sidecar run on (restartPolicy of an init container)"
+    )
+
+
 def test_every_labelled_namespace_is_tried_and_like_answers_make_one_line(served: Served) -> None:
     security = 'pods "x" is forbidden: violates PodSecurity "restricted:latest"'
     quota = 'pods "x" is forbidden: exceeded quota: all'

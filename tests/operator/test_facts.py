@@ -61,6 +61,12 @@ def facts_of(served: Served) -> FactsOf:
 NODE = {"kind": "Node", "metadata": {"name": "old"}, "status": {"nodeInfo": {"kubeletVersion": "v1.28.4"}}}
 
 
+def told(*arguments: str) -> Change:
+    """The control plane."""
+    spec = {"replicas": 2, "template": {"spec": {"containers": [{"args": list(arguments)}]}}}
+    return replaced("Deployment", "pilotfish-control-plane", spec=spec)
+
+
 @pytest.mark.parametrize(
     ("one", "change", "expected"),
     [
@@ -315,6 +321,28 @@ def test_what_is_wrong_is_said(facts_of: FactsOf, one: Look, change: Change, exp
 )
 def test_a_pod_that_is_to_have_no_sidecar_is_not_missed(facts_of: FactsOf, pod: Object) -> None:
     assert facts_of(injection_facts.missed_pods, lambda api: api.put(pod, labelled("kube-system"))) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "choice", "doubtful"),
+    [
+        ("v1.29.0", "auto", [cluster_facts.node_versions]),
+        ("v1.29.0", "off", []),
+        ("v1.29.0", "on", []),
+        ("v1.28.9", "auto", [cluster_facts.kubernetes_version]),
+        ("v1.28.9", "on", []),
+    ],
+)
+def test_old_kubelets_are_wrong_only_where_the_api_server_s_version_makes_sidecars_native(
+    facts_of: FactsOf, version: str, choice: str, doubtful: list[Look]
+) -> None:
+    def change(api: KubeApi) -> None:
+        api.put(NODE)
+        api.documents["/version"] = {"gitVersion": version}
+        told("control-plane", f"--native-sidecars={choice}")(api)
+
+    looks = (cluster_facts.kubernetes_version, cluster_facts.node_versions)
+    assert [one for one in looks if facts_of(one, change)] == doubtful
 
 
 def test_a_route_of_a_gateway_is_left_alone(facts_of: FactsOf) -> None:

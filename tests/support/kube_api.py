@@ -77,7 +77,7 @@ class KubeApi:
         """`GROUP/VERSION/plural` or plural of kinds that the server does not have."""
         self.tokens: dict[str, Object] = {}
         """TokenReview: token to the status that it gets; others are not authenticated."""
-        self.documents: dict[str, Object] = {}
+        self.documents: dict[str, Object] = {"/version": {"gitVersion": "v1.33.1"}}
         """By path: what is no object of the cluster, such as `/version`."""
         self.denied: set[tuple[str, str]] = set()
         """SelfSubjectAccessReview: verb and resource (`pods/proxy`) that the user lacks the right for."""

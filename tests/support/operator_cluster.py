@@ -224,7 +224,7 @@ def _control_plane() -> list[Object]:
         {
             "kind": "Deployment",
             "metadata": {"name": "pilotfish-control-plane", "namespace": SYSTEM},
-            "spec": {"replicas": 2},
+            "spec": {"replicas": 2, "template": {"spec": {"containers": [{"args": ["control-plane"]}]}}},
             "status": {"readyReplicas": 2, "updatedReplicas": 2},
         },
         {

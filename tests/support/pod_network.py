@@ -8,19 +8,20 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-GATEWAY = "198.18.77.1"
-"""Address of the bridge, that is, of the test's own namespace."""
-_PREFIX = "198.18.77"
+_PREFIX, _LENGTH = {4: "198.18.77.", 6: "fd77::"}, {4: 24, 6: 64}
 _counter = itertools.count()
 
 
 class PodNetwork:
-    """`pods`: name to the address of its namespace."""
+    """Of IPv4 alone, or of IPv6 alone. `pods`: name to the address of its namespace."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, names: tuple[str, ...], version: int) -> None:
         # The kernel takes a namespace's interfaces away some time after it: names are not used again.
         self.mark = f"pf{os.getpid() % 100000}p{next(_counter)}"
-        self.pods = {name: f"{_PREFIX}.{number}" for number, name in enumerate(names, 11)}
+        self.pods = {name: f"{_PREFIX[version]}{number}" for number, name in enumerate(names, 11)}
+        self.gateway = f"{_PREFIX[version]}1"
+        """Address of the bridge, that is, of the test's own namespace."""
+        self._length = _LENGTH[version]
 
     def inside(self, name: str, *command: str) -> list[str]:
         """The command as it runs in the namespace of a pod."""
@@ -28,14 +29,14 @@ class PodNetwork:
 
     def up(self) -> None:
         _ip("link", "add", self.mark, "type", "bridge")
-        _ip("addr", "add", f"{GATEWAY}/24", "dev", self.mark)
+        self._address(self.gateway, self.mark)
         _ip("link", "set", self.mark, "up")
         for name, address in self.pods.items():
             space, cable = self._namespace(name), self._cable(name)
             _ip("netns", "add", space)
             _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
             _ip("link", "set", cable, "master", self.mark, "up")
-            _ip("-n", space, "addr", "add", f"{address}/24", "dev", "eth0")
+            self._address(address, "eth0", "-n", space)
             _ip("-n", space, "link", "set", "eth0", "up")
             _ip("-n", space, "link", "set", "lo", "up")
 
@@ -44,6 +45,11 @@ class PodNetwork:
             _ip("link", "del", self._cable(name), must=False)
             _ip("netns", "del", self._namespace(name), must=False)
         _ip("link", "del", self.mark, must=False)
+
+    def _address(self, address: str, interface: str, *where: str) -> None:
+        # Without duplicate address detection, which takes a second or two.
+        nodad = ["nodad"] if ":" in address else []
+        _ip(*where, "addr", "add", f"{address}/{self._length}", "dev", interface, *nodad)
 
     def _namespace(self, name: str) -> str:
         return f"{self.mark}-{name}"
@@ -58,8 +64,8 @@ def _ip(*arguments: str, must: bool = True) -> None:
 
 
 @contextmanager
-def pod_network(*names: str) -> Iterator[PodNetwork]:
-    network = PodNetwork(names)
+def pod_network(*names: str, version: int = 4) -> Iterator[PodNetwork]:
+    network = PodNetwork(names, version)
     try:
         network.up()
         yield network

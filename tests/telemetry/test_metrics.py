@@ -104,6 +104,15 @@ def test_grpc_failures_are_the_servers_own_alone(grpc_status: int, failed: int) 
     assert route.failures == failed
 
 
+def test_failures_of_http_and_grpc_have_a_series_before_the_first() -> None:
+    metrics = Metrics()
+    route = metrics.route(*ROUTE.values())
+    assert value(metrics, "pilotfish_request_failures_total", **ROUTE) == 0
+    for status, grpc_status in ((200, None), (404, None), (200, 0), (503, None), (200, 14)):
+        route.record(status, grpc_status, 0.1)
+    assert value(metrics, "pilotfish_request_failures_total", **ROUTE) == 2
+
+
 def test_the_duration_histogram_is_in_seconds_and_adds_up() -> None:
     metrics = Metrics()
     route = metrics.route(**ROUTE)
