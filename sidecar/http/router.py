@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from sidecar.upstream.endpoint import Endpoint
 
 KEPT_BODY_LIMIT = 65536
-_STATUS = {Failure.PER_TRY_TIMEOUT: 504, Failure.MALFORMED: 502}
+_STATUS = {Failure.PER_TRY_TIMEOUT: 504, Failure.MALFORMED: 502, Failure.UNWRITABLE: 400}
+_FLAGS = {Failure.MALFORMED: "UPE", Failure.UNWRITABLE: "DPE"}
 
 
 class RouterRequest:
@@ -413,19 +414,22 @@ class RouterRequest:
         if attempt.ended:
             return  # its response was complete before the last of the request had left
         assert self.cluster is not None
-        self.cluster.stats.resets += 1
         where = f"{attempt.endpoint.name} ({attempt.endpoint.address})"
-        text = f"upstream {where} ended the stream: {reset.reason}"
         attempt.outcome = reset.reason
+        failure = classify(reset)
+        if failure is Failure.UNWRITABLE:
+            self._end_attempt(attempt, False)
+            self._failed(failure, _FLAGS[failure], f"not sent to upstream {where}: {reset.reason}")
+            return
+        self.cluster.stats.resets += 1
+        text = f"upstream {where} ended the stream: {reset.reason}"
         if self.response_started:
             self._end_attempt(attempt, True)
             self._cancel_timers()
             self.exchange.reply(LocalReply(502, "UR", text))
             return
-        failure = classify(reset)
         self._end_attempt(attempt, failure is not Failure.NOT_SENT)
-        flag = "UPE" if failure is Failure.MALFORMED else "UR" if reset.remote else "UC"
-        self._failed(failure, flag, text)
+        self._failed(failure, _FLAGS.get(failure) or ("UR" if reset.remote else "UC"), text)
 
     def _on_try_timeout(self, attempt: Attempt, seconds: float) -> None:
         where = f"{attempt.endpoint.name} ({attempt.endpoint.address})"
@@ -507,7 +511,7 @@ class RouterRequest:
         reply = LocalReply(_STATUS.get(failure, 503), flag, text)
         if failure in (Failure.CONNECT, Failure.REFUSED, Failure.NOT_SENT):
             self._unavailable(reply)
-        elif failure is Failure.MALFORMED:
+        elif failure in (Failure.MALFORMED, Failure.UNWRITABLE):
             self._cancel_timers()
             self.exchange.reply(reply)  # another try would bring the same; the caller is told what was wrong
         else:

@@ -191,6 +191,20 @@ def test_the_mesh_is_told_by_a_refusal_that_nothing_was_processed() -> None:
     rig.assert_settled()
 
 
+@pytest.mark.parametrize("inbound", [False, True])
+def test_a_request_that_cannot_be_written_is_the_callers_error_and_tried_once(inbound: bool) -> None:
+    rig = Rig(route(RETRY), inbound=inbound, trusted=inbound)
+    first = rig.cluster.endpoints[0]
+    first.on_send = lambda: first.streams[0].die(ErrorCode.INTERNAL_ERROR, processed=False, remote=False)
+    stream, exchange = rig.send(get())
+    assert stream.heads[0].status == 400
+    assert stream.body == b"not sent to upstream users-0 (10.0.0.1:users-0): it died\n"
+    assert (exchange.flag, len(rig.upstreams)) == ("DPE", 1)
+    assert rig.cluster.finished == [("users-0", None, False)]
+    assert rig.cluster.stats.resets == 0
+    rig.assert_settled()
+
+
 def test_the_mesh_is_told_by_an_error_that_something_may_have_been_processed() -> None:
     rig = Rig(inbound=True, trusted=True)
     stream, _ = rig.send(get())

@@ -111,7 +111,7 @@ def test_a_request_that_cannot_be_written_leaves_the_connection_alone(head: Requ
     _, log = client.request(head)
     assert client.codec.take_output() == b""
     (reset,) = log.resets
-    assert (reset.processed, reset.remote) == (False, False)
+    assert (reset.code, reset.processed, reset.remote) == (ErrorCode.INTERNAL_ERROR, False, False)
     assert client.codec.available == 1
     assert client.exchange(OK) == OK_EVENTS
 

@@ -90,6 +90,12 @@ WRONG: dict[str, tuple[bytes, int, int]] = {
     "8.3.1 no :scheme": (without(b":scheme"), RST, PROTOCOL),
     "8.3.1 no :path": (without(b":path"), RST, PROTOCOL),
     "8.3.1 empty :path": (f.headers(1, [*GET[:3], (b":path", b"")], True), RST, PROTOCOL),
+    "8.3.1 fragment in :path": (f.headers(1, [*GET[:3], (b":path", b"/a#b")], True), RST, PROTOCOL),
+    "8.3.1 octet above 127 in :path": (
+        f.headers(1, [*GET[:3], (b":path", b"/\xc3\xa9")], True),
+        RST,
+        PROTOCOL,
+    ),
     "8.3.1 user information in :authority": (
         f.headers(1, [*GET[:2], (b":authority", b"me@a"), GET[3]], True),
         RST,
