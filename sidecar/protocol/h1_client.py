@@ -271,6 +271,9 @@ class H1ClientStream(H1Stream):
             lines, length, te = block.lines, block.length, block.te
             if head.fresh:
                 fresh = FieldBlock(head.fresh)
+                if fresh.cookie and block.cookie:
+                    fresh = FieldBlock(head.fields + head.fresh)
+                    lines = b""
                 lines += fresh.lines
                 te = te or fresh.te
                 if fresh.length >= 0:

@@ -71,6 +71,23 @@ def test_a_client_is_ready_at_once() -> None:
             None,
             b"GET / HTTP/1.1\r\nhost: a\r\n\r\n",
         ),
+        (
+            RequestHead(
+                b"GET",
+                b"http",
+                b"a",
+                b"/",
+                ((b"cookie", b"a=1"), (b"x-a", b"b"), (b"cookie", b"b=2")),
+                ((b"x-b", b"c"), (b"cookie", b"c=3")),
+            ),
+            None,
+            b"GET / HTTP/1.1\r\nhost: a\r\nx-a: b\r\nx-b: c\r\ncookie: a=1; b=2; c=3\r\n\r\n",
+        ),
+        (
+            RequestHead(b"GET", b"http", b"a", b"/", ((b"x-a", b"b"),), ((b"cookie", b"c=3"),)),
+            None,
+            b"GET / HTTP/1.1\r\nhost: a\r\nx-a: b\r\ncookie: c=3\r\n\r\n",
+        ),
         (RequestHead(b"OPTIONS", b"http", b"a", b"*"), None, b"OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n"),
         (RequestHead(b"GET", b"http", b"", b"/"), None, b"GET / HTTP/1.1\r\nhost: \r\n\r\n"),
     ],
