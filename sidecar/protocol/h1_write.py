@@ -16,8 +16,9 @@ _LINES = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++: [\t\x20-\x7e\x80-\xff]*
 _REQUEST_START = re.compile(
     rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++ [\x21-\x7e]++ HTTP/1\.1\r\nhost: [\x21-\x7e]*+\r\n"
 )
-# Not copied like any other: the first are written from what the codec knows, or not at all.
-_RULED = CONNECTION_SPECIFIC | {b"content-length", b"host", b"cookie", b"te"}
+# Written from what the codec knows, never copied: the handshake of WebSocket too is each hop's own.
+_OWN = CONNECTION_SPECIFIC | {b"content-length", b"host", b"sec-websocket-key", b"sec-websocket-accept"}
+_RULED = _OWN | {b"cookie", b"te"}
 _MAX_BLOCKS = 256
 _MAX_REMEMBERED = 4096
 """Bytes of a block that is remembered."""
