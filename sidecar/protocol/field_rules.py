@@ -21,6 +21,15 @@ CONNECTION_FIELDS = frozenset(
 )
 """RFC 9113 section 8.2.2: never in HTTP/2."""
 
+NOT_IN_TRAILERS = frozenset(
+    (
+        *(b"content-length", b"host", b"trailer"),
+        *(b"authorization", b"proxy-authorization", b"cookie", b"set-cookie", b"x-forwarded-client-cert"),
+    )
+)
+"""RFC 9110 section 6.5.1: what frames or routes a message, and what says who sends it, means nothing behind
+its content, and would mean something to a careless recipient."""
+
 _TOKEN_OCTETS = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _NAME_OCTETS = _TOKEN_OCTETS[:-26]
 _VALUE_TABLE = bytes(x if x == 0x09 or (x >= 0x20 and x != 0x7F) else 0 for x in range(256))
@@ -136,16 +145,15 @@ def response_head(fields: Sequence[Field]) -> tuple[ResponseHead, int]:
 def trailer_section(fields: Sequence[Field]) -> tuple[Field, ...]:
     """The fields, checked. Raises `MalformedError`.
 
-    `host` and `content-length`, which have no meaning here (RFC 9110 section 6.5.1) and would have one for
-    a careless recipient, are dropped.
+    Those of `NOT_IN_TRAILERS` are dropped.
     """
     kept = []
     for field in fields:
         name, value = field
-        if is_plain_name(name):
+        if name not in NOT_IN_TRAILERS:
+            if not is_plain_name(name):
+                raise MalformedError(_why_not(name, "trailer section"))
             kept.append(field)
-        elif name != b"host" and name != b"content-length":
-            raise MalformedError(_why_not(name, "trailer section"))
         if not is_value(value):
             raise MalformedError(f"value of {_shown(name)} in the trailer section holds forbidden characters")
     return tuple(kept)

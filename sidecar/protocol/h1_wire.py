@@ -20,6 +20,7 @@ from typing import NoReturn
 import httptools
 
 from sidecar.protocol.events import Field, RequestHead, ResponseHead
+from sidecar.protocol.field_rules import NOT_IN_TRAILERS
 
 CHUNKED = -1
 UNTIL_CLOSE = -2
@@ -40,8 +41,7 @@ _FRESH_LINE = re.compile(
     rb"\r\n([Tt]race(?:parent|state)|[Xx]-[Rr]equest-[Ii][Dd]|[Xx]-[Bb]3-(?:[Tt]race|[Pp]arent[Ss]pan|[Ss]pan)[Ii][Dd]):"
     rb" ?([\x21-\x7e]++(?: [\x21-\x7e]++)*+)(?=\r\n)"
 )
-# Not taken from a trailer section (RFC 9110 section 6.5.1): framing, routing, this hop's fields.
-_NOT_IN_TRAILERS = CONNECTION_SPECIFIC | {b"content-length", b"host", b"te", b"trailer"}
+_NOT_IN_TRAILERS = NOT_IN_TRAILERS | CONNECTION_SPECIFIC | {b"te"}
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _FIELD_LINES = rb"(?:" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*+\r\n)*+"

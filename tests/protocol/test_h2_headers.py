@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sidecar.protocol.events import RequestHead
-from sidecar.protocol.h1_wire import H1Error, H1Options, parse_request
+from sidecar.protocol.h1_wire import H1Error, H1Options, parse_request, parse_trailers
 from tests.support import h2_frames as f
 from tests.support.h2_frames import client, server, stream_error
 
@@ -232,9 +232,24 @@ def test_malformed_trailers(fields: list[tuple[bytes, bytes]], end_stream: bool)
 def test_trailers_without_meaning_are_dropped() -> None:
     connection = server()
     connection.say(f.headers(1, f.POST))
-    trailers = [(b"content-length", b"7"), (b"host", b"x"), (b"t", b"1")]
+    trailers = [(b"content-length", b"7"), (b"host", b"x"), (b"trailer", b"t"), (b"t", b"1")]
     connection.say(f.headers(1, trailers, True))
     assert connection.requests[0].events[-1] == ("trailers", ((b"t", b"1"),))
+
+
+CREDENTIALS = (
+    *(b"authorization", b"proxy-authorization", b"cookie", b"set-cookie"),
+    b"x-forwarded-client-cert",
+)
+
+
+@pytest.mark.parametrize("name", CREDENTIALS)
+def test_trailers_say_nothing_of_who_sends_them(name: bytes) -> None:
+    """What a careless application takes for a header field has been checked by nobody."""
+    connection = server()
+    connection.say(f.headers(1, f.POST) + f.headers(1, [(name, b"admin"), (b"t", b"1")], True))
+    assert connection.requests[0].events[-1] == ("trailers", ((b"t", b"1"),))
+    assert parse_trailers(b"%b: admin\r\nT: 1\r\n" % name.title(), H1Options()) == ((b"t", b"1"),)
 
 
 def test_repeated_requests_share_fields_and_memo() -> None:
