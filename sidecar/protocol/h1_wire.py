@@ -233,17 +233,8 @@ def parse_request(raw: bytes, options: H1Options) -> ParsedRequest:
     if match is None:
         _explain(raw, "request")
     _check_count(raw, options)
-    section = _Section()
-    parser = httptools.HttpRequestParser(section)
-    try:
-        parser.feed_data(raw)
-    except httptools.HttpParserUpgrade:
-        pass  # Every byte of the head was taken; what follows is ours to read.
-    except httptools.HttpParserInvalidMethodError:
-        raise H1Error(501, "unknown method") from None
-    except httptools.HttpParserError as error:
-        raise H1Error(400, f"malformed request: {error}") from None
     method = raw[: raw.index(b" ")]
+    section = _request_section(raw, method)
     http10 = match[2] == b"0"
     hosts = section.hosts
     if http10 and not hosts and options.default_authority:
@@ -268,6 +259,20 @@ def parse_request(raw: bytes, options: H1Options) -> ParsedRequest:
         return ParsedRequest(head, TUNNEL, keep_alive, http10, websocket_key=key)
     head = RequestHead(method, scheme, authority, path, tuple(fields), tuple(fresh))
     return ParsedRequest(head, body, keep_alive, http10, head.get(b"expect") is not None)
+
+
+def _request_section(raw: bytes, method: bytes) -> _Section:
+    section = _Section()
+    try:
+        httptools.HttpRequestParser(section).feed_data(raw)
+    except httptools.HttpParserUpgrade:
+        pass  # Every byte of the head was taken; what follows is ours to read.
+    except httptools.HttpParserError as error:
+        if method == b"GET":
+            raise H1Error(400, f"malformed request: {error}") from None
+        # llhttp has a list of methods. Any token is one (RFC 9110 section 9.1), and no field depends on it.
+        return _request_section(b"GET" + raw[len(method) :], b"GET")
+    return section
 
 
 def cut_fresh(raw: bytes) -> tuple[bytes, tuple[Field, ...]]:

@@ -145,6 +145,14 @@ def test_te_is_reduced_to_trailers(client: Peer, web: RawApp) -> None:
     assert b"\r\nte:" not in heads[1]
 
 
+@pytest.mark.parametrize("method", ["BAN", "VERSION-CONTROL", "brew"])
+def test_a_method_is_whatever_the_application_understands(client: Peer, web: RawApp, method: str) -> None:
+    heads = web.on("/method", ok())
+    client.send(get("/method", method=method))
+    assert client.answer()[1] == b"ok\n"
+    assert heads[0].startswith(f"{method} /method HTTP/1.1\r\n".encode())
+
+
 def test_options_asterisk_reaches_the_application_as_such(client: Peer, web: RawApp) -> None:
     heads = web.on("*", ok(b"", "Allow: GET"))
     client.send(get("*", method="OPTIONS"))
