@@ -246,6 +246,8 @@ def parse_request(raw: bytes, options: H1Options) -> ParsedRequest:
     keep_alive = b"keep-alive" in connection if http10 else b"close" not in connection
     section.drop_named_by_connection()
     fields, fresh = section.fields, section.fresh
+    if http10:  # It cannot be told to continue (RFC 9110 section 10.1.1).
+        fields = [field for field in fields if field[0] != b"expect"]
     if method == b"CONNECT":
         if section.lengths or section.transfer_codings:
             raise H1Error(400, "CONNECT with a body")

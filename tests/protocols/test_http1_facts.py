@@ -288,6 +288,16 @@ def test_the_application_alone_says_continue_and_gets_no_byte_before(client: Pee
     assert b"\r\nexpect: 100-continue\r\n" in heads[0]
 
 
+def test_a_caller_of_1_0_expects_nothing(client: Peer, web: RawApp) -> None:
+    """RFC 9110 section 10.1.1: its field is ignored, or the application would answer what it cannot read."""
+    heads = web.on("/expect10", lambda peer, head: peer.send(ok(peer.exactly(5))))
+    fields = ("Expect: 100-continue", "Content-Length: 5", "Connection: keep-alive")
+    for _ in range(2):
+        client.send(get("/expect10", *fields, method="POST", version="1.0") + b"hello")
+        assert client.answer()[1] == b"hello"  # on a connection that is kept: the body was no surprise
+    assert all(b"\r\nexpect:" not in head for head in heads)
+
+
 def test_a_refusal_instead_of_100_reaches_a_caller_that_has_sent_nothing(client: Peer, web: RawApp) -> None:
     web.on("/refused", b"HTTP/1.1 417 Expectation Failed\r\ncontent-length: 4\r\n\r\nno!\n")
     client.send(get("/refused", "Expect: 100-continue", "Content-Length: 5", method="POST"))
