@@ -142,6 +142,13 @@ def response_head(fields: Sequence[Field]) -> tuple[ResponseHead, int]:
     return ResponseHead(int(status), regular), length
 
 
+def without_length(head: ResponseHead) -> ResponseHead:
+    """What is passed on of a head that may have no content-length (RFC 9110 section 8.6)."""
+    parts = (head.fields, head.fresh)
+    fields, fresh = (tuple([f for f in part if f[0] != b"content-length"]) for part in parts)
+    return ResponseHead(head.status, fields, fresh)
+
+
 def trailer_section(fields: Sequence[Field]) -> tuple[Field, ...]:
     """The fields, checked. Raises `MalformedError`.
 
@@ -198,7 +205,7 @@ def _regular_fields(
                     raise MalformedError("host comes twice")
                 host = value
                 continue
-            elif not (name == b"host" or (name == b"te" and value.lower() == b"trailers")):
+            elif not (name == b"host" or (name == b"te" and request and value.lower() == b"trailers")):
                 raise MalformedError(_why_not(name, "header section"))
         regular.append(field)
     return tuple(regular), length, host
@@ -235,7 +242,7 @@ def _why_not(name: bytes, where: str) -> str:
     if name in CONNECTION_FIELDS:
         return f"connection-specific field {_shown(name)} in the {where}"
     if name == b"te":
-        return "te is not trailers"
+        return "te with another value than trailers, or outside of a request's header section"
     return f"field name {_shown(name)} in the {where} is not a lower-case token"
 
 

@@ -20,7 +20,7 @@ from typing import NoReturn
 import httptools
 
 from sidecar.protocol.events import Field, RequestHead, ResponseHead
-from sidecar.protocol.field_rules import NOT_IN_TRAILERS
+from sidecar.protocol.field_rules import NOT_IN_TRAILERS, without_length
 
 CHUNKED = -1
 UNTIL_CLOSE = -2
@@ -153,6 +153,7 @@ class _Section:
         "hosts",
         "keep_alive",
         "lengths",
+        "te",
         "transfer_codings",
         "upgrade",
     )
@@ -166,6 +167,8 @@ class _Section:
         self.connection: list[bytes] = []
         self.upgrade = b""
         self.keep_alive = b""
+        self.te = False
+        """TE names trailers. For requests: no response has such a field (RFC 9113 section 8.2.2)."""
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
@@ -184,7 +187,7 @@ class _Section:
         elif name == b"te":
             # Only `trailers` means something past this hop (RFC 9113 section 8.2.2).
             if any(coding.strip(b" \t").lower() == b"trailers" for coding in value.split(b",")):
-                self.fields.append((b"te", b"trailers"))
+                self.te = True
         elif name == b"upgrade":
             self.upgrade = b"%b, %b" % (self.upgrade, value) if self.upgrade else value
         elif name == b"keep-alive":
@@ -246,6 +249,8 @@ def parse_request(raw: bytes, options: H1Options) -> ParsedRequest:
     keep_alive = b"keep-alive" in connection if http10 else b"close" not in connection
     section.drop_named_by_connection()
     fields, fresh = section.fields, section.fresh
+    if section.te:
+        fields.append((b"te", b"trailers"))
     if http10:  # It cannot be told to continue (RFC 9110 section 10.1.1).
         fields = [field for field in fields if field[0] != b"expect"]
     if method == b"CONNECT":
@@ -310,6 +315,8 @@ def parse_response(raw: bytes, options: H1Options) -> ParsedResponse:
     keep_alive = b"keep-alive" in connection if http10 else b"close" not in connection
     section.drop_named_by_connection()
     head = ResponseHead(int(match[2]), tuple(section.fields), tuple(section.fresh))
+    if length is not None and (head.status < 200 or head.status == 204):
+        head = without_length(head)
     return ParsedResponse(head, body, keep_alive, section)
 
 

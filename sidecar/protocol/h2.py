@@ -29,6 +29,7 @@ from sidecar.protocol.field_rules import (
     request_head,
     response_head,
     trailer_section,
+    without_length,
 )
 from sidecar.protocol.h2_control import H2Control
 from sidecar.protocol.h2_sender import ConnectionFailure, H2Options
@@ -380,15 +381,17 @@ class H2Codec(H2Control):
                 self.stream_error(stream, ErrorCode.PROTOCOL_ERROR, "informational response ends the stream")
             else:
                 self.incur(1, "informational responses")
-                stream.handler.on_informational(head)
+                stream.handler.on_informational(head if length == NO_LENGTH else without_length(head))
             return
         if self.debt:
             self.debt = max(0, self.debt - RESPONSE_CREDIT)
         method = stream.method
-        if method == b"HEAD" or status == 204 or status == 304:
+        if method == b"HEAD" or status == 304:
             length = 0
-        elif method == _CONNECT and status < 300:
-            length = NO_LENGTH
+        elif status == 204 or (method == _CONNECT and status < 300):
+            if length != NO_LENGTH:
+                head = without_length(head)
+            length = NO_LENGTH if method == _CONNECT else 0
         elif end_stream and length > 0:
             self.stream_error(stream, ErrorCode.PROTOCOL_ERROR, "content-length without content")
             return

@@ -173,6 +173,11 @@ def test_body_bytes_wait_for_the_transport() -> None:
         ),
         (b"HTTP/1.1 204 No Content\r\n\r\n", [("response", 204, (), True)]),
         (
+            b"HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\nX-A: b\r\n\r\n"
+            b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\nTE: trailers\r\n\r\n",
+            [("informational", 103, ((b"x-a", b"b"),)), ("response", 204, (), True)],
+        ),
+        (
             b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n",
             [("response", 304, ((b"content-length", b"9"),), True)],
         ),

@@ -161,7 +161,7 @@ def test_content_that_matches_its_length() -> None:
     assert connection.requests[1].ended
 
 
-@pytest.mark.parametrize(("method", "status"), [(b"HEAD", b"200"), (b"GET", b"304"), (b"GET", b"204")])
+@pytest.mark.parametrize(("method", "status"), [(b"HEAD", b"200"), (b"GET", b"304")])
 def test_responses_without_content_may_have_a_length(method: bytes, status: bytes) -> None:
     connection = client()
     head = RequestHead(method, b"http", b"a", b"/")
@@ -174,6 +174,30 @@ def test_responses_without_content_may_have_a_length(method: bytes, status: byte
     connection.say(f.headers(3, [(b":status", status), LENGTH_3]))
     assert stream_error(connection, f.data(3, b"abc", True)) == PROTOCOL_ERROR
     assert other.reset is not None
+
+
+@pytest.mark.parametrize("literal", [False, True])
+@pytest.mark.parametrize(
+    ("method", "status", "end"),
+    [(b"GET", b"103", False), (b"GET", b"204", True), (b"CONNECT", b"200", False)],
+)
+def test_a_length_where_none_may_be_is_not_passed_on(
+    method: bytes, status: bytes, end: bool, literal: bool
+) -> None:
+    """RFC 9110 section 8.6. `literal`: behind a part of the section that is remembered without it."""
+    connection = client()
+    heads = []
+    for stream_id in (1, 3, 5):
+        recorder = connection.request(
+            RequestHead(method, b"http", b"a", b"/" if method == b"GET" else b""), end
+        )
+        recorder.on_informational = heads.append  # type: ignore[method-assign]
+        connection.take()
+        field = [(b"x-a", b"b"), (b"content-length", b"3")] if literal else [(b"content-length", b"3")]
+        connection.say(f.headers(stream_id, [(b":status", status), *field], end))
+        heads += [recorder.head] if recorder.head else []
+    assert [head.status for head in heads] == [int(status)] * 3
+    assert [head.get(b"content-length") for head in heads] == [None] * 3
 
 
 def test_get_response_must_have_its_content() -> None:
@@ -192,6 +216,7 @@ BAD_RESPONSES = [
     [*f.OK, (b":path", b"/")],
     [(b"a", b"b"), *f.OK],
     [*f.OK, (b"connection", b"close")],
+    [*f.OK, (b"te", b"trailers")],
     [*f.OK, (b"A", b"b")],
 ]
 

@@ -1,9 +1,11 @@
-"""What HTTP/1.1 cannot carry of HTTP/2, and what becomes of it: a test a row of the second table of
-docs/protocols.md. Callers speak HTTP/2, the application HTTP/1.1 behind both sidecars."""
+"""Callers of HTTP/2 before an application of HTTP/1.1, with both sidecars between them: what may not pass as
+it is. The rows are in docs/protocols.md."""
 
 from __future__ import annotations
 
 import re
+
+import pytest
 
 from tests.support.clients import H2Client
 from tests.support.pairs import Peer, RawApp, World, ok
@@ -33,3 +35,20 @@ def test_trailers_carry_no_credentials(world: World, web: RawApp) -> None:
         client.trailers(stream, trailers)
         assert client.wait(stream).status == 200
     assert said == [b"0\r\nx-sum: 1\r\n\r\n"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "name"),
+    [
+        (b"HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\n", "content-length"),
+        (ok(b"", "TE: trailers"), "te"),
+    ],
+)
+def test_what_no_response_may_have_ends_at_the_first_sidecar(
+    world: World, web: RawApp, answer: bytes, name: str
+) -> None:
+    web.on("/answer", answer)
+    with H2Client(world.proxy) as client:
+        found = client.fetch("/answer", authority="web")
+    assert found.status == int(answer[9:12])
+    assert name not in found.headers
