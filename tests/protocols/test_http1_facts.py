@@ -153,6 +153,23 @@ def test_a_method_is_whatever_the_application_understands(client: Peer, web: Raw
     assert heads[0].startswith(f"{method} /method HTTP/1.1\r\n".encode())
 
 
+def test_nobody_sees_by_via_that_there_are_sidecars(client: Peer, web: RawApp) -> None:
+    heads = web.on("/via", ok(b"", "Via: 1.1 behind"))
+    client.send(get("/via") + get("/via", "Via: 1.1 before"))
+    answers = [client.head(), client.head()]
+    assert [re.findall(rb"\r\nvia: (.*)\r\n", answer) for answer in answers] == [[b"1.1 behind"]] * 2
+    assert [re.findall(rb"\r\nvia: (.*)\r\n", head) for head in heads] == [[], [b"1.1 before"]]
+
+
+@pytest.mark.parametrize("method", ["TRACE", "OPTIONS"])
+def test_sidecars_are_no_hops_that_max_forwards_counts(client: Peer, web: RawApp, method: str) -> None:
+    heads = web.on("/hops", ok())
+    client.send(get("/hops", "Max-Forwards: 0", method=method))
+    assert client.answer()[1] == b"ok\n"
+    assert heads[0].startswith(f"{method} /hops ".encode())
+    assert b"\r\nmax-forwards: 0\r\n" in heads[0]
+
+
 def test_options_asterisk_reaches_the_application_as_such(client: Peer, web: RawApp) -> None:
     heads = web.on("*", ok(b"", "Allow: GET"))
     client.send(get("*", method="OPTIONS"))
