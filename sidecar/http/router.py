@@ -538,14 +538,9 @@ class RouterRequest:
         self.stop_waiting = handle.cancel
 
     def _unavailable(self, reply: LocalReply) -> None:
-        """The request was certainly not processed: another sidecar may send it elsewhere, so it is told."""
         self._cancel_timers()
         self._release_retry()
-        exchange = self.exchange
-        if exchange.context.inbound and exchange.downstream.trusted:
-            exchange.refuse(ErrorCode.REFUSED_STREAM, reply)
-        else:
-            exchange.reply(reply)
+        self.exchange.unavailable(reply)
 
     def _broken(self, reply: LocalReply) -> None:
         """The request may have been processed: another sidecar decides by the method."""

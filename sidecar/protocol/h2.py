@@ -312,7 +312,7 @@ class H2Codec(H2Control):
                 self.refuse_malformed(stream_id, str(error))
                 return
         if len(head.fields) + len(head.fresh) > self.options.max_header_count:
-            self._answer_too_large(stream_id, end_stream, head.fields)
+            self._answer_too_large(stream_id, end_stream, head.fields + head.fresh)
             return
         if end_stream and length > 0:
             self.refuse_malformed(stream_id, "content-length without content")
