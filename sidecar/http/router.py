@@ -9,7 +9,7 @@ downstream once for each byte, when the first attempt to get that far has accept
 
 Time. The route's time-out and the per-try time-out begin when the request has come in whole, as Envoy's do:
 a stream that the client keeps open has no end that could be late. What a gRPC client allows counts from the
-arrival of the head.
+arrival of the head, also while no route is known yet.
 
 Callbacks may come from inside a call: `acquire` may answer at once, and a `send` may find the stream dead.
 An attempt that has `ended` is therefore left alone wherever such a call has been made.
@@ -109,11 +109,21 @@ class RouterRequest:
             # The answer may have come at once, and what is waited for now be something else.
             if self.plan is None and not exchange.done:
                 self.stop_waiting = stop
+                asked = grpc_deadline(0.0, exchange.head) if self.grpc else None
+                if asked:
+                    self.timer = exchange.context.clock.call_later(asked, self._on_no_routes, asked)
         else:
             self._route(routes)
 
+    def _on_no_routes(self, seconds: float) -> None:
+        authority = self.exchange.head.authority.decode("latin-1")
+        text = f"no route for {authority} was known within {seconds:g} s (grpc-timeout)"
+        self.cancel(text)
+        self.exchange.reply(LocalReply(504, "UT", text))
+
     def _on_routes(self, routes: CompiledRoutes | str) -> None:
         self.stop_waiting = None
+        self._cancel_timers()
         if isinstance(routes, str):
             self.exchange.reply(LocalReply(503, "NC", routes))
         else:
