@@ -7,6 +7,9 @@ Body bytes. Until an attempt has a stream, and while the request may have to be 
 (at most `KEPT_BODY_LIMIT`, after which the request can no longer be retried). Credit goes back to the
 downstream once for each byte, when the first attempt to get that far has accepted it.
 
+Expect: 100-continue. The application decides, and each one anew: where the caller was told to continue, the
+next attempt holds the body until its own 100, and for ever when it is answered without.
+
 Time. The route's time-out and the per-try time-out begin when the request has come in whole, as Envoy's do:
 a stream that the client keeps open has no end that could be late. What a gRPC client allows counts from the
 arrival of the head, also while no route is known yet.
@@ -50,8 +53,10 @@ class RouterRequest:
         "body_ended",
         "cluster",
         "consumed",
+        "continued",
         "deadline",
         "exchange",
+        "holding",
         "intact",
         "kept",
         "kept_size",
@@ -83,6 +88,10 @@ class RouterRequest:
         self.intact = True
         """Every body byte so far is in `kept`, so the request can be sent again from the start."""
         self.trailers: tuple[Field, ...] | None = None
+        self.continued = False
+        """The caller expected a 100 and was sent one."""
+        self.holding = False
+        """The attempt is a retry after that, and has not been told to continue."""
         self.consumed = 0
         self.response_started = False
         self.route_name = "unknown"
@@ -229,7 +238,7 @@ class RouterRequest:
             stream.send_request(
                 self._upstream_head(attempt), self.body_ended and not kept and self.trailers is None
             )
-        if kept or self.trailers is not None:
+        if (kept or self.trailers is not None) and not self.holding:
             self._send_kept(attempt, stream, kept)
 
     def _send_kept(self, attempt: Attempt, stream: Stream, kept: list[bytes]) -> None:
@@ -279,7 +288,7 @@ class RouterRequest:
 
     def on_request_data(self, data: bytes, end_stream: bool) -> None:
         attempt = self.attempt
-        stream = attempt.stream if attempt is not None else None
+        stream = attempt.stream if attempt is not None and not self.holding else None
         if stream is None or (self.intact and self._may_resend()):
             self.kept.append(data)
             self.kept_size += len(data)
@@ -297,7 +306,7 @@ class RouterRequest:
         self.trailers = fields
         self._on_request_end()
         attempt = self.attempt
-        if attempt is not None and attempt.stream is not None:
+        if attempt is not None and attempt.stream is not None and not self.holding:
             attempt.stream.send_trailers(fields)
 
     def _on_request_end(self) -> None:
@@ -326,6 +335,17 @@ class RouterRequest:
                 exchange.count_held()
 
     # --- response --------------------------------------------------------------------------------
+
+    def on_informational(self, attempt: Attempt, head: ResponseHead) -> None:
+        if head.status != 100 or self.exchange.head.get(b"expect") is None:
+            self.exchange.send_informational(head)
+        elif not self.holding:
+            self.continued = True
+            self.exchange.send_informational(head)
+        else:
+            self.holding = False
+            assert attempt.stream is not None
+            self._send_kept(attempt, attempt.stream, self.kept)
 
     def on_response(self, attempt: Attempt, head: ResponseHead, end_stream: bool) -> None:
         attempt.status = head.status
@@ -535,6 +555,7 @@ class RouterRequest:
         assert policy is not None
         self.retries += 1
         self.retrying = True
+        self.holding = self.continued
         self.target.stats.retries += 1
         self.cluster.stats.retries += 1
         self.attempt = None

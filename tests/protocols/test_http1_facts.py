@@ -305,6 +305,28 @@ def test_the_application_alone_says_continue_and_gets_no_byte_before(client: Pee
     assert b"\r\nexpect: 100-continue\r\n" in heads[0]
 
 
+def test_a_body_that_is_sent_again_waits_for_its_own_100(client: Peer, web: RawApp) -> None:
+    """The first application asks for the body, has it and vanishes; a second one gets the request."""
+    waited = []
+
+    def script(peer: Peer, head: bytes) -> None:
+        if len(heads) == 1:
+            peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            peer.exactly(5)
+            peer.sock.close()
+            raise EOFError
+        waited.append(peer.silent(0.2))
+        peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        peer.send(ok(peer.exactly(5)))
+
+    heads = web.on("/again", script)
+    client.send(get("/again", "Expect: 100-continue", "Content-Length: 5", method="PUT"))
+    assert client.head() == b"HTTP/1.1 100 Continue\r\n\r\n"
+    client.send(b"hello")
+    assert client.answer()[1] == b"hello"
+    assert waited == [True]
+
+
 def test_a_caller_of_1_0_expects_nothing(client: Peer, web: RawApp) -> None:
     """RFC 9110 section 10.1.1: its field is ignored, or the application would answer what it cannot read."""
     heads = web.on("/expect10", lambda peer, head: peer.send(ok(peer.exactly(5))))
