@@ -88,7 +88,7 @@ class Attempt:
             reason = f"more than {MAX_INFORMATIONAL} informational responses"
             self.router.on_upstream_reset(self, Reset(ErrorCode.PROTOCOL_ERROR, reason, remote=False))
             return
-        self.router.exchange.send_informational(head)
+        self.router.on_informational(self, head)
 
     def on_data(self, data: bytes, end_stream: bool) -> None:
         stream = self.stream

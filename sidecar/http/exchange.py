@@ -220,13 +220,16 @@ class Exchange:
             self.status = reply.status
         self._finish()
 
-    def shed(self) -> None:
-        """Turn it away, in place of `start`: too much is buffered in this process already."""
-        reply = LocalReply(503, "OM", self.context.budget.describe())
-        if self.downstream.http2:
+    def unavailable(self, reply: LocalReply) -> None:
+        """The request was certainly not processed: another sidecar may send it elsewhere, so it is told."""
+        if self.context.inbound and self.downstream.trusted:
             self.refuse(ErrorCode.REFUSED_STREAM, reply)
         else:
             self.reply(reply)
+
+    def shed(self) -> None:
+        """Turn it away, in place of `start`: too much is buffered in this process already."""
+        self.unavailable(LocalReply(503, "OM", self.context.budget.describe()))
 
     def _end_response(self) -> None:
         if self.done:

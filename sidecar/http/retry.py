@@ -31,6 +31,7 @@ class Failure(Enum):
     NOT_SENT = "reset-before-request"
     RESET = "reset"
     MALFORMED = "upstream-protocol-error"
+    UNWRITABLE = "unwritable-request"
     PER_TRY_TIMEOUT = "per-try-timeout"
 
 
@@ -52,6 +53,8 @@ def classify(reset: Reset) -> Failure:
     if reset.processed:
         broken = not reset.remote and reset.code in _BROKEN_PROTOCOL
         return Failure.MALFORMED if broken else Failure.RESET
+    if reset.code == ErrorCode.INTERNAL_ERROR and not reset.remote:
+        return Failure.UNWRITABLE
     return Failure.REFUSED if reset.code == ErrorCode.REFUSED_STREAM else Failure.NOT_SENT
 
 
@@ -63,6 +66,7 @@ _CONDITIONS = {
     ),
     Failure.RESET: frozenset({"reset", "5xx", "gateway-error"}),
     Failure.MALFORMED: frozenset({"reset", "5xx", "gateway-error"}),
+    Failure.UNWRITABLE: frozenset(),
     Failure.PER_TRY_TIMEOUT: frozenset({"reset", "5xx", "gateway-error"}),
 }
 _MAYBE_PROCESSED = (Failure.RESET, Failure.MALFORMED, Failure.PER_TRY_TIMEOUT)

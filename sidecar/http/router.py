@@ -7,9 +7,12 @@ Body bytes. Until an attempt has a stream, and while the request may have to be 
 (at most `KEPT_BODY_LIMIT`, after which the request can no longer be retried). Credit goes back to the
 downstream once for each byte, when the first attempt to get that far has accepted it.
 
+Expect: 100-continue. The application decides, and each one anew: where the caller was told to continue, the
+next attempt holds the body until its own 100, and for ever when it is answered without.
+
 Time. The route's time-out and the per-try time-out begin when the request has come in whole, as Envoy's do:
 a stream that the client keeps open has no end that could be late. What a gRPC client allows counts from the
-arrival of the head.
+arrival of the head, also while no route is known yet.
 
 Callbacks may come from inside a call: `acquire` may answer at once, and a `send` may find the stream dead.
 An attempt that has `ended` is therefore left alone wherever such a call has been made.
@@ -37,7 +40,8 @@ if TYPE_CHECKING:
     from sidecar.upstream.endpoint import Endpoint
 
 KEPT_BODY_LIMIT = 65536
-_STATUS = {Failure.PER_TRY_TIMEOUT: 504, Failure.MALFORMED: 502}
+_STATUS = {Failure.PER_TRY_TIMEOUT: 504, Failure.MALFORMED: 502, Failure.UNWRITABLE: 400}
+_FLAGS = {Failure.MALFORMED: "UPE", Failure.UNWRITABLE: "DPE"}
 
 
 class RouterRequest:
@@ -49,8 +53,10 @@ class RouterRequest:
         "body_ended",
         "cluster",
         "consumed",
+        "continued",
         "deadline",
         "exchange",
+        "holding",
         "intact",
         "kept",
         "kept_size",
@@ -82,6 +88,10 @@ class RouterRequest:
         self.intact = True
         """Every body byte so far is in `kept`, so the request can be sent again from the start."""
         self.trailers: tuple[Field, ...] | None = None
+        self.continued = False
+        """The caller expected a 100 and was sent one."""
+        self.holding = False
+        """The attempt is a retry after that, and has not been told to continue."""
         self.consumed = 0
         self.response_started = False
         self.route_name = "unknown"
@@ -108,11 +118,21 @@ class RouterRequest:
             # The answer may have come at once, and what is waited for now be something else.
             if self.plan is None and not exchange.done:
                 self.stop_waiting = stop
+                asked = grpc_deadline(0.0, exchange.head) if self.grpc else None
+                if asked:
+                    self.timer = exchange.context.clock.call_later(asked, self._on_no_routes, asked)
         else:
             self._route(routes)
 
+    def _on_no_routes(self, seconds: float) -> None:
+        authority = self.exchange.head.authority.decode("latin-1")
+        text = f"no route for {authority} was known within {seconds:g} s (grpc-timeout)"
+        self.cancel(text)
+        self.exchange.reply(LocalReply(504, "UT", text))
+
     def _on_routes(self, routes: CompiledRoutes | str) -> None:
         self.stop_waiting = None
+        self._cancel_timers()
         if isinstance(routes, str):
             self.exchange.reply(LocalReply(503, "NC", routes))
         else:
@@ -218,7 +238,7 @@ class RouterRequest:
             stream.send_request(
                 self._upstream_head(attempt), self.body_ended and not kept and self.trailers is None
             )
-        if kept or self.trailers is not None:
+        if (kept or self.trailers is not None) and not self.holding:
             self._send_kept(attempt, stream, kept)
 
     def _send_kept(self, attempt: Attempt, stream: Stream, kept: list[bytes]) -> None:
@@ -268,7 +288,7 @@ class RouterRequest:
 
     def on_request_data(self, data: bytes, end_stream: bool) -> None:
         attempt = self.attempt
-        stream = attempt.stream if attempt is not None else None
+        stream = attempt.stream if attempt is not None and not self.holding else None
         if stream is None or (self.intact and self._may_resend()):
             self.kept.append(data)
             self.kept_size += len(data)
@@ -286,7 +306,7 @@ class RouterRequest:
         self.trailers = fields
         self._on_request_end()
         attempt = self.attempt
-        if attempt is not None and attempt.stream is not None:
+        if attempt is not None and attempt.stream is not None and not self.holding:
             attempt.stream.send_trailers(fields)
 
     def _on_request_end(self) -> None:
@@ -315,6 +335,17 @@ class RouterRequest:
                 exchange.count_held()
 
     # --- response --------------------------------------------------------------------------------
+
+    def on_informational(self, attempt: Attempt, head: ResponseHead) -> None:
+        if head.status != 100 or self.exchange.head.get(b"expect") is None:
+            self.exchange.send_informational(head)
+        elif not self.holding:
+            self.continued = True
+            self.exchange.send_informational(head)
+        else:
+            self.holding = False
+            assert attempt.stream is not None
+            self._send_kept(attempt, attempt.stream, self.kept)
 
     def on_response(self, attempt: Attempt, head: ResponseHead, end_stream: bool) -> None:
         attempt.status = head.status
@@ -413,19 +444,22 @@ class RouterRequest:
         if attempt.ended:
             return  # its response was complete before the last of the request had left
         assert self.cluster is not None
-        self.cluster.stats.resets += 1
         where = f"{attempt.endpoint.name} ({attempt.endpoint.address})"
-        text = f"upstream {where} ended the stream: {reset.reason}"
         attempt.outcome = reset.reason
+        failure = classify(reset)
+        if failure is Failure.UNWRITABLE:
+            self._end_attempt(attempt, False)
+            self._failed(failure, _FLAGS[failure], f"not sent to upstream {where}: {reset.reason}")
+            return
+        self.cluster.stats.resets += 1
+        text = f"upstream {where} ended the stream: {reset.reason}"
         if self.response_started:
             self._end_attempt(attempt, True)
             self._cancel_timers()
             self.exchange.reply(LocalReply(502, "UR", text))
             return
-        failure = classify(reset)
         self._end_attempt(attempt, failure is not Failure.NOT_SENT)
-        flag = "UPE" if failure is Failure.MALFORMED else "UR" if reset.remote else "UC"
-        self._failed(failure, flag, text)
+        self._failed(failure, _FLAGS.get(failure) or ("UR" if reset.remote else "UC"), text)
 
     def _on_try_timeout(self, attempt: Attempt, seconds: float) -> None:
         where = f"{attempt.endpoint.name} ({attempt.endpoint.address})"
@@ -507,7 +541,7 @@ class RouterRequest:
         reply = LocalReply(_STATUS.get(failure, 503), flag, text)
         if failure in (Failure.CONNECT, Failure.REFUSED, Failure.NOT_SENT):
             self._unavailable(reply)
-        elif failure is Failure.MALFORMED:
+        elif failure in (Failure.MALFORMED, Failure.UNWRITABLE):
             self._cancel_timers()
             self.exchange.reply(reply)  # another try would bring the same; the caller is told what was wrong
         else:
@@ -521,6 +555,7 @@ class RouterRequest:
         assert policy is not None
         self.retries += 1
         self.retrying = True
+        self.holding = self.continued
         self.target.stats.retries += 1
         self.cluster.stats.retries += 1
         self.attempt = None
@@ -534,14 +569,9 @@ class RouterRequest:
         self.stop_waiting = handle.cancel
 
     def _unavailable(self, reply: LocalReply) -> None:
-        """The request was certainly not processed: another sidecar may send it elsewhere, so it is told."""
         self._cancel_timers()
         self._release_retry()
-        exchange = self.exchange
-        if exchange.context.inbound and exchange.downstream.trusted:
-            exchange.refuse(ErrorCode.REFUSED_STREAM, reply)
-        else:
-            exchange.reply(reply)
+        self.exchange.unavailable(reply)
 
     def _broken(self, reply: LocalReply) -> None:
         """The request may have been processed: another sidecar decides by the method."""

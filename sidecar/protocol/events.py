@@ -152,7 +152,10 @@ class Reset:
     sent again whatever its method: REFUSED_STREAM, a GOAWAY below the stream's id (RFC 9113 section
     8.7), or the request never left."""
     remote: bool = True
-    """True when the peer ended it, False when this side did (error found here, connection lost)."""
+    """True when the peer ended it, False when this side did (error found here, connection lost).
+
+    With INTERNAL_ERROR and not `processed`: the request cannot be written in the protocol of this connection,
+    and on no other one like it."""
 
 
 class StreamHandler(Protocol):

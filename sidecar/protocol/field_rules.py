@@ -21,11 +21,21 @@ CONNECTION_FIELDS = frozenset(
 )
 """RFC 9113 section 8.2.2: never in HTTP/2."""
 
+NOT_IN_TRAILERS = frozenset(
+    (
+        *(b"content-length", b"host", b"trailer"),
+        *(b"authorization", b"proxy-authorization", b"cookie", b"set-cookie", b"x-forwarded-client-cert"),
+    )
+)
+"""RFC 9110 section 6.5.1: what frames or routes a message, and what says who sends it, means nothing behind
+its content, and would mean something to a careless recipient."""
+
 _TOKEN_OCTETS = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _NAME_OCTETS = _TOKEN_OCTETS[:-26]
 _VALUE_TABLE = bytes(x if x == 0x09 or (x >= 0x20 and x != 0x7F) else 0 for x in range(256))
 """Maps what a value may not hold to NUL: with `bytes.translate` the fastest of the ways to look."""
-_PATH_OCTETS = bytes([*range(0x21, 0x7F), *range(0x80, 0x100)])
+_PATH_OCTETS = bytes(x for x in range(0x21, 0x7F) if x != ord("#"))
+"""As `h1_wire` takes them: where routes decide, a path must not mean more on one version than on another."""
 _AUTHORITY = re.compile(rb"[A-Za-z0-9\-._~!$&'()*+,;=%:\[\]]+").fullmatch
 _SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*").fullmatch
 _CONTENT_LENGTH = re.compile(rb"[0-9]{1,18}").fullmatch
@@ -132,19 +142,25 @@ def response_head(fields: Sequence[Field]) -> tuple[ResponseHead, int]:
     return ResponseHead(int(status), regular), length
 
 
+def without_length(head: ResponseHead) -> ResponseHead:
+    """What is passed on of a head that may have no content-length (RFC 9110 section 8.6)."""
+    parts = (head.fields, head.fresh)
+    fields, fresh = (tuple([f for f in part if f[0] != b"content-length"]) for part in parts)
+    return ResponseHead(head.status, fields, fresh)
+
+
 def trailer_section(fields: Sequence[Field]) -> tuple[Field, ...]:
     """The fields, checked. Raises `MalformedError`.
 
-    `host` and `content-length`, which have no meaning here (RFC 9110 section 6.5.1) and would have one for
-    a careless recipient, are dropped.
+    Those of `NOT_IN_TRAILERS` are dropped.
     """
     kept = []
     for field in fields:
         name, value = field
-        if is_plain_name(name):
+        if name not in NOT_IN_TRAILERS:
+            if not is_plain_name(name):
+                raise MalformedError(_why_not(name, "trailer section"))
             kept.append(field)
-        elif name != b"host" and name != b"content-length":
-            raise MalformedError(_why_not(name, "trailer section"))
         if not is_value(value):
             raise MalformedError(f"value of {_shown(name)} in the trailer section holds forbidden characters")
     return tuple(kept)
@@ -189,7 +205,7 @@ def _regular_fields(
                     raise MalformedError("host comes twice")
                 host = value
                 continue
-            elif not (name == b"host" or (name == b"te" and value.lower() == b"trailers")):
+            elif not (name == b"host" or (name == b"te" and request and value.lower() == b"trailers")):
                 raise MalformedError(_why_not(name, "header section"))
         regular.append(field)
     return tuple(regular), length, host
@@ -226,7 +242,7 @@ def _why_not(name: bytes, where: str) -> str:
     if name in CONNECTION_FIELDS:
         return f"connection-specific field {_shown(name)} in the {where}"
     if name == b"te":
-        return "te is not trailers"
+        return "te with another value than trailers, or outside of a request's header section"
     return f"field name {_shown(name)} in the {where} is not a lower-case token"
 
 

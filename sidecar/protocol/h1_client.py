@@ -16,6 +16,7 @@ from sidecar.protocol.events import (
     ResponseHead,
     StreamHandler,
 )
+from sidecar.protocol.field_rules import without_length
 from sidecar.protocol.h1_stream import (
     CLOSED_BEFORE_RESPONSE,
     DONE,
@@ -165,8 +166,7 @@ class H1ClientCodec(H1Connection):
         if stream.tunnel:
             if stream.tunnel == b"CONNECT" and status < 300:
                 # RFC 9110 section 9.3.6: whatever the head says of a body, it has none.
-                fields = tuple(field for field in head.fields if field[0] != b"content-length")
-                stream.open_tunnel(ResponseHead(status, fields, head.fresh))
+                stream.open_tunnel(without_length(head))
                 return rest
             if stream.tunnel != b"CONNECT" and status < 300:
                 # RFC 8441 section 5: passed on, it would say that the tunnel is open.
@@ -271,6 +271,9 @@ class H1ClientStream(H1Stream):
             lines, length, te = block.lines, block.length, block.te
             if head.fresh:
                 fresh = FieldBlock(head.fresh)
+                if fresh.cookie and block.cookie:
+                    fresh = FieldBlock(head.fields + head.fresh)
+                    lines = b""
                 lines += fresh.lines
                 te = te or fresh.te
                 if fresh.length >= 0:

@@ -20,6 +20,7 @@ from typing import NoReturn
 import httptools
 
 from sidecar.protocol.events import Field, RequestHead, ResponseHead
+from sidecar.protocol.field_rules import NOT_IN_TRAILERS, without_length
 
 CHUNKED = -1
 UNTIL_CLOSE = -2
@@ -40,8 +41,7 @@ _FRESH_LINE = re.compile(
     rb"\r\n([Tt]race(?:parent|state)|[Xx]-[Rr]equest-[Ii][Dd]|[Xx]-[Bb]3-(?:[Tt]race|[Pp]arent[Ss]pan|[Ss]pan)[Ii][Dd]):"
     rb" ?([\x21-\x7e]++(?: [\x21-\x7e]++)*+)(?=\r\n)"
 )
-# Not taken from a trailer section (RFC 9110 section 6.5.1): framing, routing, this hop's fields.
-_NOT_IN_TRAILERS = CONNECTION_SPECIFIC | {b"content-length", b"host", b"te", b"trailer"}
+_NOT_IN_TRAILERS = NOT_IN_TRAILERS | CONNECTION_SPECIFIC | {b"te"}
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _FIELD_LINES = rb"(?:" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*+\r\n)*+"
@@ -153,6 +153,7 @@ class _Section:
         "hosts",
         "keep_alive",
         "lengths",
+        "te",
         "transfer_codings",
         "upgrade",
     )
@@ -166,6 +167,8 @@ class _Section:
         self.connection: list[bytes] = []
         self.upgrade = b""
         self.keep_alive = b""
+        self.te = False
+        """TE names trailers. For requests: no response has such a field (RFC 9113 section 8.2.2)."""
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
@@ -184,7 +187,7 @@ class _Section:
         elif name == b"te":
             # Only `trailers` means something past this hop (RFC 9113 section 8.2.2).
             if any(coding.strip(b" \t").lower() == b"trailers" for coding in value.split(b",")):
-                self.fields.append((b"te", b"trailers"))
+                self.te = True
         elif name == b"upgrade":
             self.upgrade = b"%b, %b" % (self.upgrade, value) if self.upgrade else value
         elif name == b"keep-alive":
@@ -233,17 +236,8 @@ def parse_request(raw: bytes, options: H1Options) -> ParsedRequest:
     if match is None:
         _explain(raw, "request")
     _check_count(raw, options)
-    section = _Section()
-    parser = httptools.HttpRequestParser(section)
-    try:
-        parser.feed_data(raw)
-    except httptools.HttpParserUpgrade:
-        pass  # Every byte of the head was taken; what follows is ours to read.
-    except httptools.HttpParserInvalidMethodError:
-        raise H1Error(501, "unknown method") from None
-    except httptools.HttpParserError as error:
-        raise H1Error(400, f"malformed request: {error}") from None
     method = raw[: raw.index(b" ")]
+    section = _request_section(raw, method)
     http10 = match[2] == b"0"
     hosts = section.hosts
     if http10 and not hosts and options.default_authority:
@@ -255,6 +249,10 @@ def parse_request(raw: bytes, options: H1Options) -> ParsedRequest:
     keep_alive = b"keep-alive" in connection if http10 else b"close" not in connection
     section.drop_named_by_connection()
     fields, fresh = section.fields, section.fresh
+    if section.te:
+        fields.append((b"te", b"trailers"))
+    if http10:  # It cannot be told to continue (RFC 9110 section 10.1.1).
+        fields = [field for field in fields if field[0] != b"expect"]
     if method == b"CONNECT":
         if section.lengths or section.transfer_codings:
             raise H1Error(400, "CONNECT with a body")
@@ -268,6 +266,20 @@ def parse_request(raw: bytes, options: H1Options) -> ParsedRequest:
         return ParsedRequest(head, TUNNEL, keep_alive, http10, websocket_key=key)
     head = RequestHead(method, scheme, authority, path, tuple(fields), tuple(fresh))
     return ParsedRequest(head, body, keep_alive, http10, head.get(b"expect") is not None)
+
+
+def _request_section(raw: bytes, method: bytes) -> _Section:
+    section = _Section()
+    try:
+        httptools.HttpRequestParser(section).feed_data(raw)
+    except httptools.HttpParserUpgrade:
+        pass  # Every byte of the head was taken; what follows is ours to read.
+    except httptools.HttpParserError as error:
+        if method == b"GET":
+            raise H1Error(400, f"malformed request: {error}") from None
+        # llhttp has a list of methods. Any token is one (RFC 9110 section 9.1), and no field depends on it.
+        return _request_section(b"GET" + raw[len(method) :], b"GET")
+    return section
 
 
 def cut_fresh(raw: bytes) -> tuple[bytes, tuple[Field, ...]]:
@@ -303,6 +315,8 @@ def parse_response(raw: bytes, options: H1Options) -> ParsedResponse:
     keep_alive = b"keep-alive" in connection if http10 else b"close" not in connection
     section.drop_named_by_connection()
     head = ResponseHead(int(match[2]), tuple(section.fields), tuple(section.fresh))
+    if length is not None and (head.status < 200 or head.status == 204):
+        head = without_length(head)
     return ParsedResponse(head, body, keep_alive, section)
 
 

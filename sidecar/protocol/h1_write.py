@@ -16,8 +16,9 @@ _LINES = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++: [\t\x20-\x7e\x80-\xff]*
 _REQUEST_START = re.compile(
     rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++ [\x21-\x7e]++ HTTP/1\.1\r\nhost: [\x21-\x7e]*+\r\n"
 )
-# Written from what the codec knows, never copied.
-_OWN = CONNECTION_SPECIFIC | {b"content-length", b"host"}
+# Written from what the codec knows, never copied: the handshake of WebSocket too is each hop's own.
+_OWN = CONNECTION_SPECIFIC | {b"content-length", b"host", b"sec-websocket-key", b"sec-websocket-accept"}
+_RULED = _OWN | {b"cookie", b"te"}
 _MAX_BLOCKS = 256
 _MAX_REMEMBERED = 4096
 """Bytes of a block that is remembered."""
@@ -32,21 +33,28 @@ class FieldError(Exception):
 class FieldBlock:
     """Serialised fields, without those that frame the message or manage the connection."""
 
-    __slots__ = ("fields", "length", "lines", "te")
+    __slots__ = ("cookie", "fields", "length", "lines", "te")
 
     def __init__(self, fields: tuple[Field, ...]) -> None:
         self.fields = fields  # Held, so that its id stays its own.
         self.length = -1
         """The fields' content-length, -1 without one."""
         self.te = False
+        cookie: bytes | None = None
         lines = []
         for name, value in fields:
-            if name not in _OWN:
+            if name not in _RULED:
                 lines.append(b"%b: %b\r\n" % (name, value))
-                if name == b"te":
-                    self.te = True
+            elif name == b"cookie":
+                cookie = value if cookie is None else b"%b; %b" % (cookie, value)
             elif name == b"content-length":
                 self.length = merge_length(self.length, value)
+            elif name == b"te":
+                lines.append(b"te: %b\r\n" % value)
+                self.te = True
+        self.cookie = cookie is not None
+        if cookie is not None:  # HTTP/1 has one such field (RFC 9113 section 8.2.3)
+            lines.append(b"cookie: %b\r\n" % cookie)
         self.lines = b"".join(lines)
         if not _LINES.fullmatch(self.lines) or self.lines.count(b"\n") != len(lines):
             raise FieldError("a header field that cannot be written in HTTP/1.1")

@@ -29,6 +29,7 @@ from sidecar.protocol.field_rules import (
     request_head,
     response_head,
     trailer_section,
+    without_length,
 )
 from sidecar.protocol.h2_control import H2Control
 from sidecar.protocol.h2_sender import ConnectionFailure, H2Options
@@ -87,6 +88,8 @@ class H2Codec(H2Control):
         """What waits for the turns that follow, while `behind`."""
         self._turn_taken = False
         self._eof_waits = False
+        self._passed_over = range(0)
+        """Ids between the last two streams that did not follow each other."""
 
     # --- input --------------------------------------------------------------------------------
 
@@ -231,11 +234,11 @@ class H2Codec(H2Control):
 
     def _on_headers_frame(self, stream_id: int, flags: int, payload: bytes) -> None:
         """HEADERS with padding, priority or CONTINUATION."""
-        payload = _unpadded(flags, payload)
-        if flags & frames.PRIORITY_FLAG:
-            if len(payload) < 5:
-                raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
-            payload = payload[5:]
+        priority = 5 if flags & frames.PRIORITY_FLAG else 0
+        payload = _unpadded(flags, payload, priority)
+        if len(payload) < priority:
+            raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
+        payload = payload[priority:]
         if flags & frames.END_HEADERS:
             self._on_header_block(stream_id, flags, payload)
             return
@@ -288,6 +291,8 @@ class H2Codec(H2Control):
             self.stream_error(stream, ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
 
     def _on_request(self, stream_id: int, block: HeaderBlock, end_stream: bool) -> None:
+        if stream_id > self.last_opened_id + 2:
+            self._passed_over = range(self.last_opened_id + 1, stream_id)
         self.last_opened_id = stream_id
         if self.refusing or self.active_streams >= self.options.max_concurrent_streams:
             self.incur(_REFUSAL_COST, "refused streams")
@@ -307,7 +312,7 @@ class H2Codec(H2Control):
                 self.refuse_malformed(stream_id, str(error))
                 return
         if len(head.fields) + len(head.fresh) > self.options.max_header_count:
-            self._answer_too_large(stream_id, end_stream, head.fields)
+            self._answer_too_large(stream_id, end_stream, head.fields + head.fresh)
             return
         if end_stream and length > 0:
             self.refuse_malformed(stream_id, "content-length without content")
@@ -376,15 +381,17 @@ class H2Codec(H2Control):
                 self.stream_error(stream, ErrorCode.PROTOCOL_ERROR, "informational response ends the stream")
             else:
                 self.incur(1, "informational responses")
-                stream.handler.on_informational(head)
+                stream.handler.on_informational(head if length == NO_LENGTH else without_length(head))
             return
         if self.debt:
             self.debt = max(0, self.debt - RESPONSE_CREDIT)
         method = stream.method
-        if method == b"HEAD" or status == 204 or status == 304:
+        if method == b"HEAD" or status == 304:
             length = 0
-        elif method == _CONNECT and status < 300:
-            length = NO_LENGTH
+        elif status == 204 or (method == _CONNECT and status < 300):
+            if length != NO_LENGTH:
+                head = without_length(head)
+            length = NO_LENGTH if method == _CONNECT else 0
         elif end_stream and length > 0:
             self.stream_error(stream, ErrorCode.PROTOCOL_ERROR, "content-length without content")
             return
@@ -448,6 +455,9 @@ class H2Codec(H2Control):
 
     def _on_unexpected_headers(self, stream_id: int) -> None:
         self.check_not_idle(stream_id, "HEADERS")
+        if stream_id in self._passed_over:
+            text = f"stream {stream_id} opened after a higher one (section 5.1.1)"
+            raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, text)
         self.on_closed_stream_frame(stream_id)
 
     # --- DATA ---------------------------------------------------------------------------------
@@ -513,12 +523,14 @@ class H2Codec(H2Control):
         self.write(frames.window_update(0, increment))
 
 
-def _unpadded(flags: int, payload: bytes) -> bytes:
+def _unpadded(flags: int, payload: bytes, fixed: int = 0) -> bytes:
+    """Without padding, which must leave room for `fixed` octets (sections 6.1 and 6.2)."""
     if not flags & frames.PADDED:
         return payload
-    if not payload:
-        raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "padded frame without pad length")
+    room = len(payload) - 1 - fixed
+    if room < 0:
+        raise ConnectionFailure(ErrorCode.FRAME_SIZE_ERROR, "padded frame too short for what it must hold")
     padding = payload[0]
-    if padding >= len(payload):
+    if padding > room:
         raise ConnectionFailure(ErrorCode.PROTOCOL_ERROR, "padding is longer than the frame")
     return payload[1 : len(payload) - padding]

@@ -77,7 +77,7 @@ class HeaderBlock:
         """RFC 9113 section 6.5.2: octets of names and values, and 32 a field."""
         self.too_large = too_large
         """The list passed the limits and was decoded only to keep the dynamic table right; `fields` are
-        those before it did."""
+        those before it did, and the content-type, which says in what language to refuse."""
         self.head: RequestHead | ResponseHead | bool | None = None
         """None: not tried yet; False: these fields alone are no valid head."""
         self.content_length = -1
@@ -188,7 +188,7 @@ class HpackDecoder:
         if changed or shared.too_large or octets > self._max_bytes:
             return self._made([*shared.all_fields(self.path), *fields], octets)
         if len(shared.fields) + len(fields) > self._max_count:
-            return HeaderBlock(shared.all_fields(self.path), octets, too_large=True)
+            return HeaderBlock((*shared.all_fields(self.path), *fields), octets, too_large=True)
         if shared.path_at < 0 and self._seen_before(block):
             whole = HeaderBlock((*shared.fields, *fields), octets)
             self._remember(block, whole)
@@ -314,6 +314,8 @@ class HpackDecoder:
                 fields.append(field)
             elif size > self._bomb_size:
                 raise HpackBombError(f"header block decodes to more than {self._bomb_size} octets")
+            elif field[0] == b"content-type":
+                fields.append(field)
         if pos != end:
             raise HpackError("header block ends inside a string")
         return fields, size, changed

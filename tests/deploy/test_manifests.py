@@ -425,7 +425,7 @@ def test_what_alerts_look_for_the_increase_of_is_there_before_it_increases(tmp_p
 
     sidecar = Metrics()
     sidecar.route("outbound", "shop/users/0", "users", "")
-    sidecar.listener("inbound")
+    sidecar.listener("inbound", "in")
     exposed = sidecar.prometheus_text() + asyncio.run(of_control_plane())
     zeros = Counter(re.findall(r"^(\w+)(?:\{[^}]*\})? 0$", exposed, re.MULTILINE))
     assert looked_at <= set(zeros)

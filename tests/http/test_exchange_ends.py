@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sidecar.config.resources import DirectResponse, Redirect, Route, RouteMatch
-from sidecar.protocol.events import ErrorCode, ResponseHead
-from tests.support.exchange_rig import Rig, connect_request, get, grpc, route
+from sidecar.protocol.events import ErrorCode, RequestHead, ResponseHead
+from tests.support.exchange_rig import RecordingStream, Rig, connect_request, get, grpc, route
 
 OK = ResponseHead(200)
 TUNNELS = route(match=RouteMatch(connect=True))
@@ -214,16 +214,24 @@ def test_a_redirect_is_counted_under_its_routes_name() -> None:
     assert ("away", "unknown") in rig.downstream.stats
 
 
-def test_past_the_budget_of_the_process_http2_is_refused_and_http1_gets_503() -> None:
-    for http2 in (True, False):
-        rig = Rig(http2=http2)
-        rig.budget.add(rig.budget.limit + 1)
-        assert rig.budget.exceeded
-        stream, exchange = rig.send_shed(get())
-        if http2:
-            assert stream.resets == [ErrorCode.REFUSED_STREAM]
-        else:
-            assert stream.heads[0].status == 503
-        assert exchange.flag == "OM"
-        rig.budget.add(-rig.budget.limit)
-        assert not rig.budget.exceeded
+def over_budget(rig: Rig, head: RequestHead) -> RecordingStream:
+    rig.budget.add(rig.budget.limit + 1)
+    stream, exchange = rig.send_shed(head)
+    assert exchange.flag == "OM"
+    rig.budget.add(-rig.budget.limit - 1)
+    return stream
+
+
+def test_past_the_budget_of_the_process_another_sidecar_may_go_elsewhere() -> None:
+    for head in (get(), grpc()):
+        stream = over_budget(Rig(inbound=True, trusted=True), head)
+        assert (stream.heads, stream.resets) == ([], [ErrorCode.REFUSED_STREAM])
+
+
+@pytest.mark.parametrize("http2", [True, False])
+def test_past_the_budget_of_the_process_an_application_is_told(http2: bool) -> None:
+    stream = over_budget(Rig(http2=http2), get())
+    assert stream.heads[0].status == 503
+    assert b"the sidecar buffers" in stream.body
+    stream = over_budget(Rig(http2=http2), grpc())
+    assert (stream.heads[0].status, stream.heads[0].get(b"grpc-status")) == (200, b"14")

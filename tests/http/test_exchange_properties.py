@@ -22,9 +22,15 @@ POLICY = RetryPolicy(
 )
 
 
+HEADS = (
+    *(get(), get(method=b"PUT"), get((b"expect", b"100-continue"), method=b"PUT")),
+    *(grpc(), grpc((b"grpc-timeout", b"2S"))),
+)
+
+
 class OneExchange(RuleBasedStateMachine):
     @initialize(
-        head=st.sampled_from((get(), get(method=b"PUT"), get(method=b"PUT"), grpc())),
+        head=st.sampled_from(HEADS),
         http2=st.booleans(),
         mesh=st.booleans(),
         retries=st.sampled_from((True, True, False)),
@@ -61,6 +67,10 @@ class OneExchange(RuleBasedStateMachine):
         self.request_over = bodiless
         self.seen: dict[int, list[str]] = {}
         """What each upstream stream has answered."""
+        self.expects = head is HEADS[2]
+        self.told: list[RecordingStream] = []
+        self.may_have_body: list[RecordingStream] = []
+        """Upstream streams that have said 100, and those that had begun when the first of them did."""
         self.stream, self.exchange = rig.send(head, bodiless, rooms[1])  # type: ignore[arg-type]
 
     # --- downstream
@@ -140,6 +150,15 @@ class OneExchange(RuleBasedStateMachine):
         self.answers(stream).extend(["head", "end"] if end else ["head"])
         stream.handler.on_response(ResponseHead(status), end)
 
+    @precondition(lambda self: self.answering(False))
+    @rule()
+    def the_upstream_says_continue(self) -> None:
+        stream = self.answering(False)[0]
+        if not self.told:
+            self.may_have_body = list(self.rig.upstreams)
+        self.told.append(stream)
+        stream.handler.on_informational(ResponseHead(100))
+
     @precondition(lambda self: self.answering(True))
     @rule(size=st.integers(0, 40000), end=st.booleans())
     def the_upstream_sends(self, size: int, end: bool) -> None:
@@ -177,6 +196,12 @@ class OneExchange(RuleBasedStateMachine):
             assert self.stream.consumed <= self.received
             for stream in self.rig.upstreams:
                 assert stream.consumed <= len(self.stream.body)
+
+    @invariant()
+    def no_body_is_sent_again_before_its_100(self) -> None:
+        if hasattr(self, "rig") and self.expects and self.told:
+            waiting = [s for s in self.rig.upstreams if s not in self.told and s not in self.may_have_body]
+            assert all(not s.body and s.trailers is None for s in waiting)
 
     @invariant()
     def there_is_one_answer(self) -> None:

@@ -54,6 +54,18 @@ def test_a_policy_that_names_nothing_retries_nothing() -> None:
     assert not any(retries_failure(policy(), b"GET", failure) for failure in Failure)
 
 
+def test_what_cannot_be_written_is_never_sent_again() -> None:
+    everything = (
+        "5xx",
+        "gateway-error",
+        "reset",
+        "reset-before-request",
+        "refused-stream",
+        "connect-failure",
+    )
+    assert not retries_failure(policy(*everything), b"GET", Failure.UNWRITABLE)
+
+
 def test_connect_failure_alone_does_not_retry_resets() -> None:
     assert retries_failure(policy("connect-failure"), b"GET", Failure.CONNECT)
     assert not retries_failure(policy("connect-failure"), b"GET", Failure.RESET)
@@ -66,6 +78,8 @@ def test_connect_failure_alone_does_not_retry_resets() -> None:
         (Reset(ErrorCode.NO_ERROR, "goaway", processed=False), Failure.NOT_SENT),
         (Reset(ErrorCode.INTERNAL_ERROR, "reset"), Failure.RESET),
         (Reset(ErrorCode.CANCEL, "lost", remote=False), Failure.RESET),
+        (Reset(ErrorCode.INTERNAL_ERROR, "the request has", False, False), Failure.UNWRITABLE),
+        (Reset(ErrorCode.INTERNAL_ERROR, "goaway", processed=False), Failure.NOT_SENT),
     ],
 )
 def test_resets_are_told_apart_by_what_the_peer_can_have_done(reset: Reset, failure: Failure) -> None:

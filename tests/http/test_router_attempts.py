@@ -6,7 +6,7 @@ import pytest
 
 from sidecar.config.resources import RetryPolicy, RouteMatch
 from sidecar.http.router import KEPT_BODY_LIMIT
-from sidecar.protocol.events import ErrorCode, ResponseHead
+from sidecar.protocol.events import ErrorCode, RequestHead, ResponseHead
 from tests.support.exchange_rig import RecordingStream, Rig, connect_request, get, grpc, route
 
 OK = ResponseHead(200)
@@ -69,6 +69,71 @@ def test_a_body_is_sent_again_whole_and_given_back_once() -> None:
     assert rig.upstream.trailers == ((b"checksum", b"1"),)
     rig.upstream.handler.on_response(OK, True)
     assert stream.consumed == 6
+    rig.assert_settled()
+
+
+CONTINUE = ResponseHead(100)
+EXPECT = (b"expect", b"100-continue")
+
+
+def test_a_body_is_not_sent_again_before_the_next_endpoint_has_asked_for_it() -> None:
+    rig = retrying()
+    stream, exchange = rig.send(get(EXPECT, method=b"PUT"), end_stream=False)
+    rig.upstream.handler.on_informational(CONTINUE)
+    exchange.on_data(b"abc", False)
+    rig.upstream.die()
+    second = rig.upstream
+    exchange.on_data(b"def", False)
+    exchange.on_trailers(((b"checksum", b"1"),))
+    assert (len(second.heads), second.body, second.ended) == (1, b"", 0)
+    assert (stream.consumed, rig.budget.held) == (3, 6)
+    second.handler.on_informational(CONTINUE)
+    assert (second.body, second.trailers, second.ended) == (b"abcdef", ((b"checksum", b"1"),), 1)
+    assert stream.consumed == 6
+    assert [head.status for head in stream.informational] == [100]  # the caller's own, once
+    second.handler.on_response(OK, True)
+    rig.assert_settled()
+
+
+def test_a_caller_that_was_told_to_continue_waits_for_the_next_endpoint_too() -> None:
+    rig = retrying()
+    _, exchange = rig.send(get(EXPECT, method=b"PUT"), end_stream=False)
+    rig.upstream.handler.on_informational(CONTINUE)
+    rig.upstream.die()
+    exchange.on_data(b"abc", True)
+    assert rig.upstream.body == b""
+    rig.upstream.handler.on_informational(CONTINUE)
+    assert (rig.upstream.body, rig.upstream.ended) == (b"abc", 1)
+    rig.upstream.handler.on_response(OK, True)
+    rig.assert_settled()
+
+
+def test_an_endpoint_that_answers_instead_of_100_gets_none_of_the_body() -> None:
+    rig = retrying()
+    stream, exchange = rig.send(get(EXPECT, method=b"PUT"), end_stream=False)
+    rig.upstream.handler.on_informational(CONTINUE)
+    exchange.on_data(b"abc", False)
+    rig.upstream.die()
+    second = rig.upstream
+    second.handler.on_response(ResponseHead(417), False)
+    exchange.on_data(b"def", True)
+    second.handler.on_data(b"no", True)
+    assert (second.body, second.resets) == (b"", [ErrorCode.NO_ERROR])
+    assert (stream.heads[0].status, stream.body, stream.consumed) == (417, b"no", 6)
+    rig.assert_settled()
+
+
+@pytest.mark.parametrize(("head", "told"), [(get(EXPECT, method=b"PUT"), False), (get(method=b"PUT"), True)])
+def test_a_body_that_waited_for_no_100_does_not_wait_the_next_time(head: RequestHead, told: bool) -> None:
+    """The caller did not, or said nothing of it; there may never be a 100."""
+    rig = retrying()
+    _, exchange = rig.send(head, end_stream=False)
+    if told:
+        rig.upstream.handler.on_informational(CONTINUE)
+    exchange.on_data(b"abc", True)
+    rig.upstream.die()
+    assert (rig.upstream.body, rig.upstream.ended) == (b"abc", 1)
+    rig.upstream.handler.on_response(OK, True)
     rig.assert_settled()
 
 
@@ -188,6 +253,20 @@ def test_the_mesh_is_told_by_a_refusal_that_nothing_was_processed() -> None:
     stream, _ = rig.send(get())
     assert stream.resets == [ErrorCode.REFUSED_STREAM]
     assert stream.heads == []
+    rig.assert_settled()
+
+
+@pytest.mark.parametrize("inbound", [False, True])
+def test_a_request_that_cannot_be_written_is_the_callers_error_and_tried_once(inbound: bool) -> None:
+    rig = Rig(route(RETRY), inbound=inbound, trusted=inbound)
+    first = rig.cluster.endpoints[0]
+    first.on_send = lambda: first.streams[0].die(ErrorCode.INTERNAL_ERROR, processed=False, remote=False)
+    stream, exchange = rig.send(get())
+    assert stream.heads[0].status == 400
+    assert stream.body == b"not sent to upstream users-0 (10.0.0.1:users-0): it died\n"
+    assert (exchange.flag, len(rig.upstreams)) == ("DPE", 1)
+    assert rig.cluster.finished == [("users-0", None, False)]
+    assert rig.cluster.stats.resets == 0
     rig.assert_settled()
 
 

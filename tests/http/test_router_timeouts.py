@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sidecar.config.resources import RetryPolicy
-from sidecar.protocol.events import ErrorCode, ResponseHead
+from sidecar.protocol.events import ErrorCode, RequestHead, ResponseHead
 from tests.support.exchange_rig import Rig, get, grpc, route
 
 OK = ResponseHead(200)
@@ -86,6 +86,42 @@ def test_a_grpc_callers_deadline_counts_from_arrival_and_travels_once() -> None:
     assert rig.upstream.heads[0].get_all(b"grpc-timeout") == [b"6000000u"]
     rig.clock.advance(6.0)
     assert stream.heads[0].get(b"grpc-status") == b"4"
+    rig.assert_settled()
+
+
+def test_a_grpc_callers_deadline_ends_the_wait_for_a_route() -> None:
+    rig = Rig(route(timeout=0.0, grpc_timeout_max=0.0))
+    rig.routes.late = True
+    stream, exchange = rig.send(grpc((b"grpc-timeout", b"500m")), end_stream=False)
+    rig.clock.advance(0.49)
+    assert stream.heads == []
+    rig.clock.advance(0.01)
+    assert stream.heads[0].get(b"grpc-status") == b"4"
+    assert stream.heads[0].get(b"grpc-message") == b"no route for users was known within 0.5 s (grpc-timeout)"
+    assert exchange.flag == "UT"
+    rig.assert_settled()
+
+
+def test_a_route_that_ignores_deadlines_ends_the_one_that_the_wait_for_it_had() -> None:
+    rig = Rig(route(timeout=5.0, grpc_timeout_max=None))
+    rig.routes.late = True
+    stream, _ = rig.send(grpc((b"grpc-timeout", b"500m")))
+    rig.clock.advance(0.4)
+    rig.routes.arrive()
+    rig.clock.advance(4.5)
+    assert stream.heads == []
+    rig.upstream.handler.on_response(OK, True)
+    rig.assert_settled()
+
+
+@pytest.mark.parametrize("head", [grpc((b"grpc-timeout", b"0n")), get((b"grpc-timeout", b"1m"))])
+def test_nothing_else_ends_the_wait_for_a_route(head: RequestHead) -> None:
+    rig = Rig()
+    rig.routes.late = True
+    rig.send(head)
+    assert rig.clock.pending == 0
+    rig.routes.arrive()
+    rig.upstream.handler.on_response(OK, True)
     rig.assert_settled()
 
 

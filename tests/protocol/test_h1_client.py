@@ -71,6 +71,23 @@ def test_a_client_is_ready_at_once() -> None:
             None,
             b"GET / HTTP/1.1\r\nhost: a\r\n\r\n",
         ),
+        (
+            RequestHead(
+                b"GET",
+                b"http",
+                b"a",
+                b"/",
+                ((b"cookie", b"a=1"), (b"x-a", b"b"), (b"cookie", b"b=2")),
+                ((b"x-b", b"c"), (b"cookie", b"c=3")),
+            ),
+            None,
+            b"GET / HTTP/1.1\r\nhost: a\r\nx-a: b\r\nx-b: c\r\ncookie: a=1; b=2; c=3\r\n\r\n",
+        ),
+        (
+            RequestHead(b"GET", b"http", b"a", b"/", ((b"x-a", b"b"),), ((b"cookie", b"c=3"),)),
+            None,
+            b"GET / HTTP/1.1\r\nhost: a\r\nx-a: b\r\ncookie: c=3\r\n\r\n",
+        ),
         (RequestHead(b"OPTIONS", b"http", b"a", b"*"), None, b"OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n"),
         (RequestHead(b"GET", b"http", b"", b"/"), None, b"GET / HTTP/1.1\r\nhost: \r\n\r\n"),
     ],
@@ -111,7 +128,7 @@ def test_a_request_that_cannot_be_written_leaves_the_connection_alone(head: Requ
     _, log = client.request(head)
     assert client.codec.take_output() == b""
     (reset,) = log.resets
-    assert (reset.processed, reset.remote) == (False, False)
+    assert (reset.code, reset.processed, reset.remote) == (ErrorCode.INTERNAL_ERROR, False, False)
     assert client.codec.available == 1
     assert client.exchange(OK) == OK_EVENTS
 
@@ -155,6 +172,11 @@ def test_body_bytes_wait_for_the_transport() -> None:
             [("response", 200, ((b"x-a", b"b"), (b"content-length", b"0")), True)],
         ),
         (b"HTTP/1.1 204 No Content\r\n\r\n", [("response", 204, (), True)]),
+        (
+            b"HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\nX-A: b\r\n\r\n"
+            b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\nTE: trailers\r\n\r\n",
+            [("informational", 103, ((b"x-a", b"b"),)), ("response", 204, (), True)],
+        ),
         (
             b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n",
             [("response", 304, ((b"content-length", b"9"),), True)],

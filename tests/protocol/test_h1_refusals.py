@@ -181,10 +181,23 @@ def test_another_version_is_not_supported() -> None:
     assert output.startswith(b"HTTP/1.1 505 ")
 
 
-def test_a_method_that_llhttp_does_not_know_is_not_implemented() -> None:
-    _, log, output = refused(b"FROBNICATE / HTTP/1.1\r\nHost: a\r\n\r\n")
+@pytest.mark.parametrize(
+    "method", [b"FROB", b"VERSION-CONTROL", b"DESCRIBE", b"GETX", b"get", b"PRI", b"!#$%&'*+-.^_`|~0"]
+)
+def test_any_token_is_a_method(method: bytes) -> None:
+    """Also those that llhttp does not know, or knows of other protocols."""
+    _, log, output = refused(method + POST[4:] + b"Content-Length: 2\r\nX-A: b\r\n\r\nhi")
+    assert log.events == [
+        ("request", method, b"a", b"/", ((b"content-length", b"2"), (b"x-a", b"b")), False),
+        ("data", b"hi", True),
+    ]
+    assert output == b""
+
+
+def test_the_fields_of_a_request_with_an_unknown_method_are_judged_as_any() -> None:
+    _, log, output = refused(b"FROB / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n")
     assert log.events == []
-    assert output.startswith(b"HTTP/1.1 501 ")
+    assert output.startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize(

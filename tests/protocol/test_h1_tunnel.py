@@ -204,6 +204,26 @@ def test_the_client_turns_extended_connect_into_an_upgrade() -> None:
     assert log.events == [("goaway",)]
 
 
+STRAY = ((b"sec-websocket-key", b"AAAA"), (b"sec-websocket-accept", b"BBBB"))
+"""Of HTTP/2 peers, where they mean nothing."""
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_the_handshake_of_a_hop_is_not_mixed_with_fields_of_http_2(fresh: bool) -> None:
+    codec, _ = client()
+    fields, literals = ((), STRAY) if fresh else (STRAY, ())
+    head = RequestHead(b"CONNECT", b"http", b"a", b"/chat", fields, literals, b"websocket")
+    codec.open_stream(StreamLog()).send_request(head, False)
+    assert codec.take_output() == (
+        b"GET /chat HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+        b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    front, log, _ = server()
+    front.receive(UPGRADE)
+    log.streams[0].send_response(ResponseHead(200, fields, literals), False)
+    assert front.take_output() == SWITCHED + b"\r\n"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [

@@ -88,6 +88,8 @@ SIZES = {
     "padding as long as DATA": (f.frame(f.DATA, f.PADDED, 1, b"\x04abc"), PROTOCOL_ERROR),
     "padded DATA without length": (f.frame(f.DATA, f.PADDED, 1), FRAME_SIZE),
     "padding too long in HEADERS": (f.frame(f.HEADERS, 12, 3, b"\x09abc"), PROTOCOL_ERROR),
+    "padding into the priority": (f.frame(f.HEADERS, 44, 3, b"\x03" + bytes(5)), PROTOCOL_ERROR),
+    "padded HEADERS too short for priority": (f.frame(f.HEADERS, 44, 3, b"\x03" + bytes(4)), FRAME_SIZE),
     "HEADERS too short for priority": (f.frame(f.HEADERS, 36, 3, b"abc"), FRAME_SIZE),
     "broken header block": (f.frame(f.HEADERS, 5, 3, b"\xff\xff"), COMPRESSION),
     "index out of table": (f.frame(f.HEADERS, 5, 3, b"\xfe"), COMPRESSION),

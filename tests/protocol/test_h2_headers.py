@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sidecar.protocol.events import RequestHead
+from sidecar.protocol.h1_wire import H1Error, H1Options, parse_request, parse_trailers
 from tests.support import h2_frames as f
 from tests.support.h2_frames import client, server, stream_error
 
@@ -29,6 +30,8 @@ MALFORMED = {
     "asterisk without OPTIONS": [METHOD, SCHEME, AUTHORITY, (b":path", b"*")],
     "space in path": [METHOD, SCHEME, AUTHORITY, (b":path", b"/a b")],
     "line feed in path": [METHOD, SCHEME, AUTHORITY, (b":path", b"/\n")],
+    "fragment in path": [METHOD, SCHEME, AUTHORITY, (b":path", b"/a#b")],
+    "8-bit path": [METHOD, SCHEME, AUTHORITY, (b":path", b"/\xc3\xa9")],
     "method is no token": [(b":method", b"GE T"), SCHEME, AUTHORITY, PATH],
     "empty method": [(b":method", b""), SCHEME, AUTHORITY, PATH],
     "bad scheme": [METHOD, (b":scheme", b"ht/tp"), AUTHORITY, PATH],
@@ -119,6 +122,19 @@ def test_connect_heads() -> None:
     assert stream_error(connection, f.headers(5, [METHOD, WEBSOCKET, *f.GET[1:]])) == PROTOCOL_ERROR
 
 
+def test_paths_are_judged_as_on_http_1() -> None:
+    """A path that one version lets pass and the other refuses could get around a rule of a route."""
+    for octet in range(256):
+        path = b"/a%cb" % octet
+        connection = server()
+        connection.say(f.headers(1, [*f.GET[:3], (b":path", path)], True))
+        try:
+            taken = parse_request(b"GET %b HTTP/1.1\r\nhost: a\r\n\r\n" % path, H1Options()).head.path == path
+        except H1Error:
+            taken = False
+        assert bool(connection.requests) is taken, path
+
+
 LENGTH_3 = (b"content-length", b"3")
 
 
@@ -145,7 +161,7 @@ def test_content_that_matches_its_length() -> None:
     assert connection.requests[1].ended
 
 
-@pytest.mark.parametrize(("method", "status"), [(b"HEAD", b"200"), (b"GET", b"304"), (b"GET", b"204")])
+@pytest.mark.parametrize(("method", "status"), [(b"HEAD", b"200"), (b"GET", b"304")])
 def test_responses_without_content_may_have_a_length(method: bytes, status: bytes) -> None:
     connection = client()
     head = RequestHead(method, b"http", b"a", b"/")
@@ -158,6 +174,30 @@ def test_responses_without_content_may_have_a_length(method: bytes, status: byte
     connection.say(f.headers(3, [(b":status", status), LENGTH_3]))
     assert stream_error(connection, f.data(3, b"abc", True)) == PROTOCOL_ERROR
     assert other.reset is not None
+
+
+@pytest.mark.parametrize("literal", [False, True])
+@pytest.mark.parametrize(
+    ("method", "status", "end"),
+    [(b"GET", b"103", False), (b"GET", b"204", True), (b"CONNECT", b"200", False)],
+)
+def test_a_length_where_none_may_be_is_not_passed_on(
+    method: bytes, status: bytes, end: bool, literal: bool
+) -> None:
+    """RFC 9110 section 8.6. `literal`: behind a part of the section that is remembered without it."""
+    connection = client()
+    heads = []
+    for stream_id in (1, 3, 5):
+        recorder = connection.request(
+            RequestHead(method, b"http", b"a", b"/" if method == b"GET" else b""), end
+        )
+        recorder.on_informational = heads.append  # type: ignore[method-assign]
+        connection.take()
+        field = [(b"x-a", b"b"), (b"content-length", b"3")] if literal else [(b"content-length", b"3")]
+        connection.say(f.headers(stream_id, [(b":status", status), *field], end))
+        heads += [recorder.head] if recorder.head else []
+    assert [head.status for head in heads] == [int(status)] * 3
+    assert [head.get(b"content-length") for head in heads] == [None] * 3
 
 
 def test_get_response_must_have_its_content() -> None:
@@ -176,6 +216,7 @@ BAD_RESPONSES = [
     [*f.OK, (b":path", b"/")],
     [(b"a", b"b"), *f.OK],
     [*f.OK, (b"connection", b"close")],
+    [*f.OK, (b"te", b"trailers")],
     [*f.OK, (b"A", b"b")],
 ]
 
@@ -216,9 +257,24 @@ def test_malformed_trailers(fields: list[tuple[bytes, bytes]], end_stream: bool)
 def test_trailers_without_meaning_are_dropped() -> None:
     connection = server()
     connection.say(f.headers(1, f.POST))
-    trailers = [(b"content-length", b"7"), (b"host", b"x"), (b"t", b"1")]
+    trailers = [(b"content-length", b"7"), (b"host", b"x"), (b"trailer", b"t"), (b"t", b"1")]
     connection.say(f.headers(1, trailers, True))
     assert connection.requests[0].events[-1] == ("trailers", ((b"t", b"1"),))
+
+
+CREDENTIALS = (
+    *(b"authorization", b"proxy-authorization", b"cookie", b"set-cookie"),
+    b"x-forwarded-client-cert",
+)
+
+
+@pytest.mark.parametrize("name", CREDENTIALS)
+def test_trailers_say_nothing_of_who_sends_them(name: bytes) -> None:
+    """What a careless application takes for a header field has been checked by nobody."""
+    connection = server()
+    connection.say(f.headers(1, f.POST) + f.headers(1, [(name, b"admin"), (b"t", b"1")], True))
+    assert connection.requests[0].events[-1] == ("trailers", ((b"t", b"1"),))
+    assert parse_trailers(b"%b: admin\r\nT: 1\r\n" % name.title(), H1Options()) == ((b"t", b"1"),)
 
 
 def test_repeated_requests_share_fields_and_memo() -> None:
@@ -253,7 +309,7 @@ def test_each_path_is_judged_by_itself_although_the_fields_around_it_are_known()
 
     for path in (b"/1", b"/2", b"/3"):
         assert connection.say(ask(path)) == []
-    for path in (b"", b"4", b"/ 5", b"/\n", b"*"):
+    for path in (b"", b"4", b"/ 5", b"/\n", b"/#", b"/\xe9", b"*"):
         assert stream_error(connection, ask(path)) == PROTOCOL_ERROR
     assert connection.say(ask(b"/6")) == []
     assert [x.head.path for x in connection.requests] == [b"/", b"/1", b"/2", b"/3", b"/6"]

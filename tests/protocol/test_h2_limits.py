@@ -41,6 +41,35 @@ def test_too_many_fields_are_answered_431() -> None:
     assert len(connection.requests) == 1
 
 
+GRPC = (b"content-type", b"application/grpc")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        [(b"x-large", b"v" * 2000), GRPC],
+        [(b"x-large", b"v" * 1990), (b"x-b", b"2"), GRPC],
+        [*((b"x-a", b"%d" % i) for i in range(10)), GRPC],
+        [*((b"x-a", b"%d" % i) for i in range(30)), GRPC],
+    ],
+    ids=["size", "size reached late", "count", "count that is not decoded"],
+)
+@pytest.mark.parametrize("known", [False, True])
+def test_too_large_grpc_metadata_is_a_grpc_status_wherever_the_content_type_stands(
+    extra: list[tuple[bytes, bytes]], known: bool
+) -> None:
+    """`known`: the section begins with a part that is remembered."""
+    connection = server(max_header_bytes=2000, max_header_count=10)
+    ids = iter(range(1, 100, 2))
+    for _ in range(3 if known else 0):
+        connection.say(f.headers(next(ids), f.POST, True))
+    (response,) = connection.say(f.headers(next(ids), [*f.POST, *extra], True))
+    peer = client()
+    recorder = peer.request()
+    peer.say(f.frame(response.type, response.flags, 1, response.payload))
+    assert (recorder.head.status, recorder.head.get(b"grpc-status")) == (200, b"8")
+
+
 def test_requests_that_are_dear_to_refuse_end_the_connection_soon() -> None:
     """To decode one costs as much as to answer several others: 125 at a time, not a thousand."""
     connection = server()

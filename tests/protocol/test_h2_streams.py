@@ -104,10 +104,11 @@ def test_header_compression_survives_discarded_streams() -> None:
     assert second.head.fields == ((b"a", b"b"),)
 
 
-def test_stream_ids_only_grow() -> None:
+@pytest.mark.parametrize("stream_id", [3, 5, 7])
+def test_a_stream_that_was_passed_over_cannot_be_opened_any_more(stream_id: int) -> None:
     connection = server()
-    connection.say(f.headers(5, f.GET, True))
-    assert connection_error(connection, f.headers(3, f.GET, True)) in (PROTOCOL_ERROR, STREAM_CLOSED)
+    connection.say(f.headers(1, f.GET, True) + f.headers(9, f.GET, True))
+    assert connection_error(connection, f.headers(stream_id, f.GET, True)) == PROTOCOL_ERROR
 
 
 def test_peer_reset_is_told_once_and_kept_bytes_are_dropped() -> None:

@@ -145,6 +145,31 @@ def test_te_is_reduced_to_trailers(client: Peer, web: RawApp) -> None:
     assert b"\r\nte:" not in heads[1]
 
 
+@pytest.mark.parametrize("method", ["BAN", "VERSION-CONTROL", "brew"])
+def test_a_method_is_whatever_the_application_understands(client: Peer, web: RawApp, method: str) -> None:
+    heads = web.on("/method", ok())
+    client.send(get("/method", method=method))
+    assert client.answer()[1] == b"ok\n"
+    assert heads[0].startswith(f"{method} /method HTTP/1.1\r\n".encode())
+
+
+def test_nobody_sees_by_via_that_there_are_sidecars(client: Peer, web: RawApp) -> None:
+    heads = web.on("/via", ok(b"", "Via: 1.1 behind"))
+    client.send(get("/via") + get("/via", "Via: 1.1 before"))
+    answers = [client.head(), client.head()]
+    assert [re.findall(rb"\r\nvia: (.*)\r\n", answer) for answer in answers] == [[b"1.1 behind"]] * 2
+    assert [re.findall(rb"\r\nvia: (.*)\r\n", head) for head in heads] == [[], [b"1.1 before"]]
+
+
+@pytest.mark.parametrize("method", ["TRACE", "OPTIONS"])
+def test_sidecars_are_no_hops_that_max_forwards_counts(client: Peer, web: RawApp, method: str) -> None:
+    heads = web.on("/hops", ok())
+    client.send(get("/hops", "Max-Forwards: 0", method=method))
+    assert client.answer()[1] == b"ok\n"
+    assert heads[0].startswith(f"{method} /hops ".encode())
+    assert b"\r\nmax-forwards: 0\r\n" in heads[0]
+
+
 def test_options_asterisk_reaches_the_application_as_such(client: Peer, web: RawApp) -> None:
     heads = web.on("*", ok(b"", "Allow: GET"))
     client.send(get("*", method="OPTIONS"))
@@ -278,6 +303,38 @@ def test_the_application_alone_says_continue_and_gets_no_byte_before(client: Pee
     assert client.answer()[1] == b"hello"
     assert waited == [True]
     assert b"\r\nexpect: 100-continue\r\n" in heads[0]
+
+
+def test_a_body_that_is_sent_again_waits_for_its_own_100(client: Peer, web: RawApp) -> None:
+    """The first application asks for the body, has it and vanishes; a second one gets the request."""
+    waited = []
+
+    def script(peer: Peer, head: bytes) -> None:
+        if len(heads) == 1:
+            peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            peer.exactly(5)
+            peer.sock.close()
+            raise EOFError
+        waited.append(peer.silent(0.2))
+        peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        peer.send(ok(peer.exactly(5)))
+
+    heads = web.on("/again", script)
+    client.send(get("/again", "Expect: 100-continue", "Content-Length: 5", method="PUT"))
+    assert client.head() == b"HTTP/1.1 100 Continue\r\n\r\n"
+    client.send(b"hello")
+    assert client.answer()[1] == b"hello"
+    assert waited == [True]
+
+
+def test_a_caller_of_1_0_expects_nothing(client: Peer, web: RawApp) -> None:
+    """RFC 9110 section 10.1.1: its field is ignored, or the application would answer what it cannot read."""
+    heads = web.on("/expect10", lambda peer, head: peer.send(ok(peer.exactly(5))))
+    fields = ("Expect: 100-continue", "Content-Length: 5", "Connection: keep-alive")
+    for _ in range(2):
+        client.send(get("/expect10", *fields, method="POST", version="1.0") + b"hello")
+        assert client.answer()[1] == b"hello"  # on a connection that is kept: the body was no surprise
+    assert all(b"\r\nexpect:" not in head for head in heads)
 
 
 def test_a_refusal_instead_of_100_reaches_a_caller_that_has_sent_nothing(client: Peer, web: RawApp) -> None:

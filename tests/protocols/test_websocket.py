@@ -234,6 +234,20 @@ def test_a_caller_of_http_2_uses_extended_connect_itself(world: World, web: RawA
         assert client.wait(stream).body == b"ping"
 
 
+def test_a_key_that_a_caller_of_http_2_sends_is_not_the_hops(world: World, web: RawApp) -> None:
+    """RFC 8441 section 5 does not process it; RFC 6455 section 4.1 allows the application one."""
+    heads = web.on("/key", switch)
+    with H2Client(world.proxy) as client:
+        while not client.h2.remote_settings.enable_connect_protocol:
+            assert client.pump()
+        extended = [(":protocol", "websocket"), ("sec-websocket-key", SECRET.decode())]
+        stream = client.send("/key", "CONNECT", "web", extended, end=False)
+        assert client.wait_head(stream).status == 200
+    (head,) = heads
+    assert head.count(b"sec-websocket-key: ") == 1
+    assert SECRET not in head
+
+
 def test_other_protocols_of_extended_connect_are_501(world: World) -> None:
     with H2Client(world.proxy) as client:
         while not client.h2.remote_settings.enable_connect_protocol:

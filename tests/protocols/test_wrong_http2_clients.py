@@ -41,8 +41,9 @@ WRONG: dict[str, tuple[bytes, int, int]] = {
     "5.1 DATA on an idle stream": (f.data(5, b"x"), AWAY, PROTOCOL),
     "5.1 RST_STREAM on an idle stream": (f.rst_stream(5, 8), AWAY, PROTOCOL),
     "5.1 WINDOW_UPDATE on an idle stream": (f.window_update(5, 1), AWAY, PROTOCOL),
+    "5.1 HEADERS on a stream that has ended": (f.headers(1, GET, True) * 2, AWAY, STREAM_CLOSED),
     "5.1.1 even stream": (f.headers(2, GET, True), AWAY, PROTOCOL),
-    "5.1.1 stream below the last": (f.headers(5, GET, True) + f.headers(3, GET, True), AWAY, STREAM_CLOSED),
+    "5.1.1 stream below the last": (f.headers(5, GET, True) + f.headers(3, GET, True), AWAY, PROTOCOL),
     "6.1 DATA on stream 0": (f.data(0, b"x"), AWAY, PROTOCOL),
     "6.1 padding as long as the frame": (
         f.headers(1, f.POST) + f.frame(f.DATA, f.PADDED, 1, b"\5abcd"),
@@ -51,6 +52,8 @@ WRONG: dict[str, tuple[bytes, int, int]] = {
     ),
     "6.2 HEADERS on stream 0": (f.headers(0, GET, True), AWAY, PROTOCOL),
     "6.2 padding as long as the frame": (f.frame(f.HEADERS, 13, 1, b"\3ab"), AWAY, PROTOCOL),
+    "6.2 padding into the priority": (f.frame(f.HEADERS, 45, 1, b"\3" + bytes(5)), AWAY, PROTOCOL),
+    "6.2 no room for the priority": (f.frame(f.HEADERS, 37, 1, b"abc"), AWAY, FRAME_SIZE),
     "6.3 PRIORITY on stream 0": (f.priority(0), AWAY, PROTOCOL),
     "6.4 RST_STREAM of three octets": (f.frame(f.RST_STREAM, 0, 1, b"abc"), AWAY, FRAME_SIZE),
     "6.4 RST_STREAM on stream 0": (f.rst_stream(0, 8), AWAY, PROTOCOL),
@@ -87,6 +90,12 @@ WRONG: dict[str, tuple[bytes, int, int]] = {
     "8.3.1 no :scheme": (without(b":scheme"), RST, PROTOCOL),
     "8.3.1 no :path": (without(b":path"), RST, PROTOCOL),
     "8.3.1 empty :path": (f.headers(1, [*GET[:3], (b":path", b"")], True), RST, PROTOCOL),
+    "8.3.1 fragment in :path": (f.headers(1, [*GET[:3], (b":path", b"/a#b")], True), RST, PROTOCOL),
+    "8.3.1 octet above 127 in :path": (
+        f.headers(1, [*GET[:3], (b":path", b"/\xc3\xa9")], True),
+        RST,
+        PROTOCOL,
+    ),
     "8.3.1 user information in :authority": (
         f.headers(1, [*GET[:2], (b":authority", b"me@a"), GET[3]], True),
         RST,

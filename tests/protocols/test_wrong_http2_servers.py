@@ -97,6 +97,7 @@ WRONG: dict[str, tuple[bytes, int, int]] = {
     "8.2.1 line feed in a value": (ok((b"x-a", b"1\nx-b: 2")), RST, PROTOCOL),
     "8.2.1 space before a value": (ok((b"x-a", b" 1")), RST, PROTOCOL),
     "8.2.2 connection": (ok((b"connection", b"close")), RST, PROTOCOL),
+    "8.2.2 te": (ok((b"te", b"trailers")), RST, PROTOCOL),
     "8.2.2 transfer-encoding": (ok((b"transfer-encoding", b"chunked")), RST, PROTOCOL),
     "8.3 pseudo-header behind a field": (f.headers(1, [(b"a", b"b"), *OK]), RST, PROTOCOL),
     "8.3 pseudo-header of a request": (ok((b":path", b"/")), RST, PROTOCOL),
