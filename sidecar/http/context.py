@@ -15,6 +15,7 @@ from sidecar.config.resources import HttpConnectionManagerConfig
 from sidecar.http.buffer_budget import BufferBudget
 from sidecar.http.filter_chain import HttpFilter
 from sidecar.protocol.events import Field, RequestHead
+from sidecar.runtime.timeouts import Timeouts
 from sidecar.telemetry.access_log import AccessLog
 from sidecar.telemetry.metrics import Metrics, RouteStats
 from sidecar.telemetry.tracing import Tracer, Untraced
@@ -66,6 +67,8 @@ class HttpContext:
     filters: tuple[HttpFilter, ...] = ()
     header_limit: int = 65536
     """Bytes of a request's header section, unless the configuration has a limit of its own."""
+    timeouts: dict[float, Timeouts] = field(default_factory=dict)
+    """By the seconds that routes allow."""
     direction: str = field(init=False)
     websocket: bool = field(init=False)
     """Upgrades to WebSocket are taken: always in the mesh, elsewhere when `upgrade_configs` says so."""
@@ -73,6 +76,11 @@ class HttpContext:
     def __post_init__(self) -> None:
         self.direction = "inbound" if self.inbound else "outbound"
         self.websocket = self.in_mesh or "websocket" in self.config.upgrades
+
+    def add_timeouts(self, seconds: float) -> Timeouts:
+        """Those of routes that allow so long."""
+        made = self.timeouts[seconds] = Timeouts(self.clock, self.now, seconds)
+        return made
 
     @property
     def in_mesh(self) -> bool:

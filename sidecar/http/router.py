@@ -36,10 +36,13 @@ from sidecar.protocol.events import ErrorCode, Field, RequestHead, Reset, Respon
 if TYPE_CHECKING:
     from sidecar.http.context import TimerHandle
     from sidecar.http.exchange import Exchange
+    from sidecar.runtime.timeouts import Timeouts
     from sidecar.upstream.cluster import Cluster
     from sidecar.upstream.endpoint import Endpoint
 
 KEPT_BODY_LIMIT = 65536
+_AT_ONCE = 0.001
+"""Seconds from a request's arrival to its route within which time-outs keep their order."""
 _STATUS = {Failure.PER_TRY_TIMEOUT: 504, Failure.MALFORMED: 502, Failure.UNWRITABLE: 400}
 _FLAGS = {Failure.MALFORMED: "UPE", Failure.UNWRITABLE: "DPE"}
 
@@ -68,6 +71,7 @@ class RouterRequest:
         "stop_waiting",
         "target",
         "timeout",
+        "timeouts",
         "timer",
         "trailers",
     )
@@ -100,6 +104,8 @@ class RouterRequest:
         self.deadline = 0.0
         """When a gRPC caller's own limit is over, 0.0 without one."""
         self.timer: TimerHandle | None = None
+        self.timeouts: Timeouts | None = None
+        """Where the route's time-out is waited for; else it is `timer`."""
         self.stop_waiting: Callable[[], None] | None = None
 
     @property
@@ -168,11 +174,17 @@ class RouterRequest:
                 self.timeout = asked
                 self.deadline = exchange.started + asked if asked else 0.0
         if self.timeout and (self.deadline or self.body_ended):
-            self._arm_timeout(exchange.started + self.timeout - now)
+            self._arm_timeout(exchange.started, now)
         self._try("")
 
-    def _arm_timeout(self, delay: float) -> None:
-        self.timer = self.exchange.context.clock.call_later(max(delay, 0.0), self._on_timeout, self.timeout)
+    def _arm_timeout(self, began: float, now: float) -> None:
+        context = self.exchange.context
+        if self.deadline or now - began > _AT_ONCE:
+            delay = max(began + self.timeout - now, 0.0)
+            self.timer = context.clock.call_later(delay, self.on_timeout, self.timeout)
+        else:
+            self.timeouts = context.timeouts.get(self.timeout) or context.add_timeouts(self.timeout)
+            self.timeouts.begin(self, now)
 
     def _pick_target(self, plan: Plan) -> Target:
         point = self.exchange.context.random.random() * plan.total_weight
@@ -314,8 +326,9 @@ class RouterRequest:
         plan = self.plan
         if plan is None or self.response_started:
             return
-        if self.timeout and self.timer is None:
-            self._arm_timeout(self.timeout)
+        if self.timeout and self.timer is None and self.timeouts is None:
+            now = self.exchange.context.now()
+            self._arm_timeout(now, now)
         policy = plan.route.retry_policy
         attempt = self.attempt
         if policy is not None and policy.per_try_timeout and attempt is not None and not attempt.ended:
@@ -470,7 +483,7 @@ class RouterRequest:
         self.cluster.stats.timeouts += 1
         self._failed(Failure.PER_TRY_TIMEOUT, "UT", text)
 
-    def _on_timeout(self, seconds: float) -> None:
+    def on_timeout(self, seconds: float) -> None:
         attempt = self.attempt
         where = f" from {attempt.endpoint.name} ({attempt.endpoint.address})" if attempt is not None else ""
         what = "the response did not end" if self.response_started else f"no response{where}"
@@ -609,6 +622,9 @@ class RouterRequest:
         del self.exchange
 
     def _cancel_timers(self) -> None:
+        if self.timeouts is not None:
+            self.timeouts.end(self)
+            self.timeouts = None
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None

@@ -338,6 +338,8 @@ class Rig:
         assert self.cluster.active == 0
         assert self.cluster.retry_budget.active == 0
         assert self.budget.held == 0
-        assert self.clock.pending == 0
+        timeouts = self.context.timeouts.values()
+        assert sum(each.waiting for each in timeouts) == 0
+        assert self.clock.pending <= len(timeouts)  # each looks once more whether anybody waits
         assert not any(endpoint.waiters for endpoint in self.cluster.endpoints)
         assert not self.routes.waiting
