@@ -18,9 +18,9 @@ from typing import cast
 
 from sidecar.net.connection_types import ConnectError, ConnectionOwner, HalfClosing, LeavesBytes, TakesViews
 from sidecar.net.handshakes import Handshake
+from sidecar.net.loop_shared import shared_of
 from sidecar.net.original_dst import original_destination
 from sidecar.net.peer import PeerInfo, read_certificate
-from sidecar.net.read_buffer import read_buffer
 from sidecar.net.sockets import Address, connect_from, keep_alive
 from sidecar.net.tls import TlsError, TlsParameters, TlsSession
 from sidecar.protocol.events import BULK, Codec
@@ -33,11 +33,8 @@ MAX_UNREAD = 65536
 """Bytes kept for a codec that is not set yet; past it the socket is not read."""
 WRITE_HIGH_WATER = 65536
 WRITE_LOW_WATER = 16384
-LINGER_INTERVAL = 1.0
-"""How long a closed connection waits for the peer's FIN, so that closing over unread input does not
-destroy the last answer by a reset (RFC 9112 section 9.6); and how often it looks for progress before."""
 MAX_STALLS = 10
-"""Intervals without progress after which output that a closed connection still holds is given up."""
+"""Looks without progress after which output that a closed connection still holds is given up."""
 
 _NOBODY = PeerInfo(("", 0), ("", 0))
 _RST_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds
@@ -54,7 +51,7 @@ class Connection(asyncio.BufferedProtocol):
         "_flush_scheduled",
         "_half_closing",
         "_handshake",
-        "_linger_timer",
+        "_lingering",
         "_loop",
         "_next_codec",
         "_owner",
@@ -65,6 +62,7 @@ class Connection(asyncio.BufferedProtocol):
         "_reported",
         "_server_side",
         "_session",
+        "_shared",
         "_tls",
         "_transport",
         "_unread",
@@ -89,7 +87,8 @@ class Connection(asyncio.BufferedProtocol):
         self.codec: Codec | None = None
         self.sni = ""
         self._loop = loop
-        self._buffer = read_buffer(loop)
+        self._shared = shared_of(loop)
+        self._buffer = self._shared.buffer
         self._owner = owner
         self._tls = tls
         self._server_side = server_side
@@ -100,7 +99,8 @@ class Connection(asyncio.BufferedProtocol):
         self._next_codec: Codec | None = None
         self._reason = ""
         self._handshake: Handshake | None = None
-        self._linger_timer: asyncio.TimerHandle | None = None
+        self._lingering: tuple[int, int] | None = None
+        """Since it is closed: bytes unwritten at the last look, and looks without progress."""
         self._receiving = False
         self._flush_scheduled = False
         self._read_paused = False
@@ -130,7 +130,13 @@ class Connection(asyncio.BufferedProtocol):
             self._retire(old)
         self._tls = tls
         self._session = TlsSession(tls, self._server_side)
-        self._handshake = Handshake(self._loop, self._session, self._on_handshake_step, self._fail_handshake)
+        self._handshake = Handshake(
+            self._shared.handshakes,
+            self._loop.time(),
+            self._session,
+            self._on_handshake_step,
+            self._fail_handshake,
+        )
         data = self.take_unread()
         if data or not self._server_side:
             self._handshake.feed(data)
@@ -304,9 +310,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
-        if self._linger_timer is not None:
-            self._linger_timer.cancel()
-            self._linger_timer = None
+        if self._lingering is not None:
+            self._shared.lingers.end(self)
         if exc is not None and not self._reason:
             self._reason = _describe(exc)
         if self._handshake is not None:
@@ -465,9 +470,9 @@ class Connection(asyncio.BufferedProtocol):
     def _on_output(self) -> None:
         if not self._flush_scheduled and not self._receiving:
             self._flush_scheduled = True
-            self._loop.call_soon(self._scheduled_flush)
+            self._shared.flushes.add(self)
 
-    def _scheduled_flush(self) -> None:
+    def scheduled_flush(self) -> None:
         self._flush_scheduled = False
         self._flush()
 
@@ -548,14 +553,15 @@ class Connection(asyncio.BufferedProtocol):
             transport.close()
         elif session is not None or not self._written_eof:
             transport.write_eof()
-        size = transport.get_write_buffer_size()
-        self._linger_timer = self._loop.call_later(LINGER_INTERVAL, self._linger, size, 0)
+        self._lingering = (transport.get_write_buffer_size(), 0)
+        self._shared.lingers.begin(self, self._loop.time())
 
-    def _linger(self, size_before: int, stalls: int) -> None:
-        self._linger_timer = None
+    def on_timeout(self, _: float) -> None:
+        """It lingers: is there progress."""
         transport = self._transport
-        if transport is None:
+        if transport is None or self._lingering is None:
             return
+        size_before, stalls = self._lingering
         size = transport.get_write_buffer_size()
         if not size:
             transport.close()
@@ -564,7 +570,8 @@ class Connection(asyncio.BufferedProtocol):
         if stalls >= MAX_STALLS:
             self.abort("peer does not read")
             return
-        self._linger_timer = self._loop.call_later(LINGER_INTERVAL, self._linger, size, stalls)
+        self._lingering = (size, stalls)
+        self._shared.lingers.begin(self, self._loop.time())
 
     def __repr__(self) -> str:
         side = "server" if self._server_side else "client"

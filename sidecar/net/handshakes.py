@@ -7,12 +7,12 @@ go silent in mid-handshake hold nobody up. Used by `connection.py` alone; it doe
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop, TimerHandle
+from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Callable
-from weakref import WeakKeyDictionary
 
 from sidecar.net.tls import TlsError, TlsSession
+from sidecar.runtime.timeouts import Timeouts
 
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds that a handshake may take, waiting for its turn included."""
@@ -25,10 +25,12 @@ class HandshakeQueue:
     """First come, first served; but what has begun is finished before anything new is begun, so that
     under overload some handshakes complete instead of all running out of time."""
 
-    __slots__ = ("_call_soon", "_continuing", "_new", "_scheduled")
+    __slots__ = ("_call_soon", "_continuing", "_new", "_scheduled", "timeouts")
 
-    def __init__(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
-        self._call_soon = call_soon
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        self.timeouts = Timeouts(loop, loop.time, HANDSHAKE_TIMEOUT)
+        """Of all that are under way."""
+        self._call_soon = loop.call_soon
         self._new: deque[Callable[[], None]] = deque()
         self._continuing: deque[Callable[[], None]] = deque()
         self._scheduled = False
@@ -56,46 +58,37 @@ class HandshakeQueue:
         return f"<HandshakeQueue new={len(self._new)} continuing={len(self._continuing)}>"
 
 
-_queues: WeakKeyDictionary[AbstractEventLoop, HandshakeQueue] = WeakKeyDictionary()
-
-
-def handshake_queue(loop: AbstractEventLoop) -> HandshakeQueue:
-    """The loop's one queue."""
-    queue = _queues.get(loop)
-    if queue is None:
-        queue = _queues[loop] = HandshakeQueue(loop.call_soon)
-    return queue
-
-
 class Handshake:
     """The handshake of one session: bytes in through `feed`, until it is done, fails or is stopped."""
 
-    __slots__ = ("_begun", "_loop", "_on_failure", "_on_step", "_session", "_submitted", "_timer", "_unread")
+    __slots__ = ("_begun", "_on_failure", "_on_step", "_over", "_queue", "_session", "_submitted", "_unread")
 
     def __init__(
         self,
-        loop: AbstractEventLoop,
+        queue: HandshakeQueue,
+        now: float,
         session: TlsSession,
         on_step: Callable[[bytes | None], None],
         on_failure: Callable[[str], None],
     ) -> None:
-        """`on_step` gets what `TlsSession.handshake` returned, `on_failure` the reason. After either the
-        session may have output."""
-        self._loop = loop
+        """`now` on the loop's clock. `on_step` gets what `TlsSession.handshake` returned, `on_failure` the
+        reason. After either the session may have output."""
+        self._queue = queue
         self._session = session
         self._on_step = on_step
         self._on_failure = on_failure
         self._unread = b""
         self._begun = False
         self._submitted = False
-        self._timer: TimerHandle | None = loop.call_later(HANDSHAKE_TIMEOUT, self._on_timeout)
+        self._over = False
+        queue.timeouts.begin(self, now)
 
     def feed(self, data: bytes) -> int:
         """More bytes from the peer, or b"" to begin as a client. Returns how many wait for their turn."""
         self._unread += data
         if not self._submitted:
             self._submitted = True
-            handshake_queue(self._loop).submit(self._step, begun=self._begun)
+            self._queue.submit(self._step, begun=self._begun)
         return len(self._unread)
 
     def feed_eof(self) -> None:
@@ -105,12 +98,11 @@ class Handshake:
 
     def stop(self) -> None:
         """It is done or of no more use. No callback follows."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._over = True
+        self._queue.timeouts.end(self)
 
     def _step(self) -> None:
-        if self._timer is None:
+        if self._over:
             return
         self._submitted = False
         self._begun = True
@@ -122,10 +114,10 @@ class Handshake:
         else:
             self._on_step(rest)
 
-    def _on_timeout(self) -> None:
-        self._timer = None
-        self._on_failure(f"timed out after {HANDSHAKE_TIMEOUT:g} s")
+    def on_timeout(self, seconds: float) -> None:
+        self._over = True
+        self._on_failure(f"timed out after {seconds:g} s")
 
     def __repr__(self) -> str:
-        state = "over" if self._timer is None else "begun" if self._begun else "waiting"
+        state = "over" if self._over else "begun" if self._begun else "waiting"
         return f"<Handshake {state} unread={len(self._unread)}>"

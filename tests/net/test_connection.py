@@ -156,7 +156,7 @@ def test_slow_reader_pauses_the_writer_and_resumes_it(tls: bool, tmp_path: Path)
 def test_peer_that_never_reads_is_given_up_after_close(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("sidecar.net.connection.LINGER_INTERVAL", 0.02)
+    monkeypatch.setattr("sidecar.net.loop_shared.LINGER_INTERVAL", 0.02)
 
     async def main() -> None:
         async with Pair(False, tmp_path, RecordingCodec) as pair:

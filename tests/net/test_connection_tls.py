@@ -357,7 +357,7 @@ def test_what_comes_with_the_end_of_the_handshake_waits_for_a_codec(files: Certi
 def test_a_peer_that_has_said_goodbye_is_not_waited_for(
     files: CertificateFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sidecar.net.connection.LINGER_INTERVAL", 60.0)
+    monkeypatch.setattr("sidecar.net.loop_shared.LINGER_INTERVAL", 60.0)
 
     async def main() -> None:
         codec = HalfClosingCodec()

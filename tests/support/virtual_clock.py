@@ -71,6 +71,14 @@ class VirtualClock:
             handle.run()
         self._now = end
 
+    def turn(self) -> None:
+        """Run what is due now, and not what that schedules."""
+        due = []
+        while self._queue and self._queue[0][0] <= self._now:
+            due.append(heapq.heappop(self._queue)[2])
+        for handle in due:
+            handle.run()
+
     @property
     def pending(self) -> int:
         """How many callbacks are still to run."""
