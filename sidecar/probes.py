@@ -18,8 +18,8 @@ from urllib.parse import urljoin, urlsplit
 from sidecar.config.resources import SocketAddress
 from sidecar.net.connection import ConnectError
 from sidecar.net.grpc_messages import Deframer, frame, status_of_fields, status_of_http
-from sidecar.net.openssl import TlsContext
 from sidecar.net.tls import TlsParameters
+from sidecar.net.tls_context import TlsContext
 from sidecar.probe_request import Answer, ProbeRequest
 from sidecar.protocol.events import Codec, ConnectionHandler, Field, RequestHead
 from sidecar.protocol.h1 import H1ClientCodec, H1Options

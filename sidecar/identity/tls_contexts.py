@@ -12,13 +12,13 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from sidecar.config.resources import StringMatcher, TlsConfig
 from sidecar.identity.certificate_provider import CertificateProvider
-from sidecar.net.openssl import OpenSslError, TlsContext
-from sidecar.net.peer import PeerInfo, read_certificate
+from sidecar.net.certificates import uri_sans_of
+from sidecar.net.openssl import OpenSslError
+from sidecar.net.peer import PeerInfo
 from sidecar.net.tls import TlsConfigError, TlsParameters, accept_any_peer
+from sidecar.net.tls_context import TlsContext
 
 __all__ = ["TlsConfigError", "TlsContexts"]
 
@@ -155,7 +155,7 @@ class TlsContexts:
             return ""
         try:
             leaf = context.use_identity(chain, key)
-            uri_sans, _ = read_certificate(leaf.public_bytes(Encoding.DER))
+            uri_sans = uri_sans_of(leaf)
         except (OpenSslError, ValueError) as error:
             raise TlsConfigError(
                 f"certificate and private key from {source} cannot be used: {_why(str(error))}"

@@ -16,11 +16,12 @@ import socket
 import struct
 from typing import cast
 
+from sidecar.net.certificates import NO_CERTIFICATE
 from sidecar.net.connection_types import ConnectError, ConnectionOwner, HalfClosing, LeavesBytes, TakesViews
 from sidecar.net.handshakes import Handshake
 from sidecar.net.loop_shared import shared_of
 from sidecar.net.original_dst import original_destination
-from sidecar.net.peer import PeerInfo, read_certificate
+from sidecar.net.peer import PeerInfo
 from sidecar.net.sockets import Address, connect_from, keep_alive
 from sidecar.net.tls import TlsError, TlsParameters, TlsSession
 from sidecar.protocol.events import BULK, Codec
@@ -359,14 +360,15 @@ class Connection(asyncio.BufferedProtocol):
         alpn, required = session.alpn, self._tls.alpn_required
         if required and alpn not in required:
             return f"ALPN: peer agreed to {alpn or 'none'}, needed is {' or '.join(required)}"
-        certificate = session.peer_certificate
         try:
-            sans, digest = read_certificate(certificate) if certificate else ((), "")
+            certificate = session.peer_certificate or NO_CERTIFICATE
         except ValueError as error:
             return f"peer's certificate cannot be read: {error}"
         self.sni = session.sni
-        self.peer = PeerInfo(self.peer.remote, self.peer.local, True, alpn, sans, digest)
-        return self._tls.check_peer(self.peer)
+        peer = self.peer
+        peer.tls, peer.alpn = True, alpn
+        peer.uri_sans, peer.cert_sha256 = certificate.uri_sans, certificate.sha256
+        return self._tls.check_peer(peer)
 
     def _on_secured(self) -> None:
         if self._handshake is not None:

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sidecar.net.openssl import TlsContext, ffi, last_error, lib
+from sidecar.net.certificates import PeerCertificate, read_peer
+from sidecar.net.openssl import ffi, last_error, lib
 from sidecar.net.peer import PeerInfo
+from sidecar.net.tls_context import TlsContext
 
 RECORD = 16384
 """Most plaintext that one record holds (RFC 8446 section 5.1)."""
@@ -350,17 +352,15 @@ class TlsSession:
         return ffi.string(name).decode("latin-1") if name != ffi.NULL else ""
 
     @property
-    def peer_certificate(self) -> bytes | None:
-        """DER, or None when the peer showed none."""
+    def peer_certificate(self) -> PeerCertificate | None:
+        """None when the peer showed none. Raises ValueError when its names cannot be parsed."""
         certificate = lib.SSL_get_peer_certificate(self._ssl)
         if certificate == ffi.NULL:
             return None
-        bio = lib.BIO_new(_MEMORY)
-        lib.i2d_X509_bio(bio, certificate)
-        lib.X509_free(certificate)
-        der = self._take(bio)
-        lib.BIO_free(bio)
-        return der
+        try:
+            return read_peer(certificate)
+        finally:
+            lib.X509_free(certificate)
 
     def __repr__(self) -> str:
         state = self.error or ("peer closed" if self.peer_closed else "open")

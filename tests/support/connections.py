@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import uvloop
 
 from sidecar.net.connection import Connection
-from sidecar.net.openssl import TlsContext
 from sidecar.net.tls import TlsParameters
+from sidecar.net.tls_context import TlsContext
 from sidecar.protocol.events import Codec, StreamHandler
 from tests.support.certs import CertificateFiles
 
