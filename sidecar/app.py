@@ -35,7 +35,8 @@ from sidecar.protocol.h1 import H1ClientCodec, H1Options
 from sidecar.protocol.h2 import H2Codec
 from sidecar.protocol.raw import RawCodec
 from sidecar.runtime.tasks import cancel_all, spawn
-from sidecar.server.chain import MakeH2, h2_options
+from sidecar.server.callers import h2_options
+from sidecar.server.chain import MakeH2
 from sidecar.server.chain_factory import ChainFactory
 from sidecar.server.listener_manager import ListenerManager
 from sidecar.telemetry.metrics import Metrics

@@ -68,7 +68,7 @@ class HttpContext:
     header_limit: int = 65536
     """Bytes of a request's header section, unless the configuration has a limit of its own."""
     timeouts: dict[float, Timeouts] = field(default_factory=dict)
-    """By the seconds that routes allow."""
+    """Of requests and connections, by their seconds; from `timeouts_of`."""
     direction: str = field(init=False)
     websocket: bool = field(init=False)
     """Upgrades to WebSocket are taken: always in the mesh, elsewhere when `upgrade_configs` says so."""
@@ -77,10 +77,12 @@ class HttpContext:
         self.direction = "inbound" if self.inbound else "outbound"
         self.websocket = self.in_mesh or "websocket" in self.config.upgrades
 
-    def add_timeouts(self, seconds: float) -> Timeouts:
-        """Those of routes that allow so long."""
-        made = self.timeouts[seconds] = Timeouts(self.clock, self.now, seconds)
-        return made
+    def timeouts_of(self, seconds: float) -> Timeouts:
+        """Those that last so long; there are as many as the configuration has lengths."""
+        known = self.timeouts.get(seconds)
+        if known is None:
+            known = self.timeouts[seconds] = Timeouts(self.clock, self.now, seconds)
+        return known
 
     @property
     def in_mesh(self) -> bool:

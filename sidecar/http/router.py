@@ -183,7 +183,7 @@ class RouterRequest:
             delay = max(began + self.timeout - now, 0.0)
             self.timer = context.clock.call_later(delay, self.on_timeout, self.timeout)
         else:
-            self.timeouts = context.timeouts.get(self.timeout) or context.add_timeouts(self.timeout)
+            self.timeouts = context.timeouts_of(self.timeout)
             self.timeouts.begin(self, now)
 
     def _pick_target(self, plan: Plan) -> Target:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from sidecar.protocol import h2_frames as frames
 from sidecar.protocol.events import ConnectionHandler, ErrorCode, RequestHead, Reset, StreamHandler
 from sidecar.protocol.h2_sender import ConnectionFailure, H2Options, H2Sender
@@ -27,6 +29,28 @@ _MAX_DEBUG = 256
 _OPEN = 0
 _EXPECT_SETTINGS = 1
 _EXPECT_CONTINUATION = 2
+
+
+@lru_cache(maxsize=64)
+def _opening(
+    client: bool, stream_window: int, frame: int, header_bytes: int, streams: int, connect: bool, window: int
+) -> bytes:
+    """What a connection begins with: the client's preface, SETTINGS, and its window where that is larger."""
+    values = {
+        frames.SETTINGS_INITIAL_WINDOW_SIZE: stream_window,
+        frames.SETTINGS_MAX_FRAME_SIZE: frame,
+        frames.SETTINGS_MAX_HEADER_LIST_SIZE: header_bytes,
+    }
+    if client:
+        values[frames.SETTINGS_ENABLE_PUSH] = 0
+    else:
+        values[frames.SETTINGS_MAX_CONCURRENT_STREAMS] = streams
+        if connect:
+            values[frames.SETTINGS_ENABLE_CONNECT_PROTOCOL] = 1
+    octets = (frames.PREFACE if client else b"") + frames.settings(values)
+    if window > frames.DEFAULT_WINDOW:
+        octets += frames.window_update(0, window - frames.DEFAULT_WINDOW)
+    return octets
 
 
 class H2Control(H2Sender):
@@ -71,21 +95,17 @@ class H2Control(H2Sender):
     def start(self) -> None:
         """Queue the preface and SETTINGS, and enlarge the connection's window."""
         options = self.options
-        values = {
-            frames.SETTINGS_INITIAL_WINDOW_SIZE: options.initial_stream_window_size,
-            frames.SETTINGS_MAX_FRAME_SIZE: options.max_frame_size,
-            frames.SETTINGS_MAX_HEADER_LIST_SIZE: options.max_header_bytes,
-        }
-        if self.client:
-            self.write(frames.PREFACE)
-            values[frames.SETTINGS_ENABLE_PUSH] = 0
-        else:
-            values[frames.SETTINGS_MAX_CONCURRENT_STREAMS] = options.max_concurrent_streams
-            if options.enable_connect_protocol:
-                values[frames.SETTINGS_ENABLE_CONNECT_PROTOCOL] = 1
-        self.write(frames.settings(values))
-        if self.connection_window > frames.DEFAULT_WINDOW:
-            self.write(frames.window_update(0, self.connection_window - frames.DEFAULT_WINDOW))
+        self.write(
+            _opening(
+                self.client,
+                options.initial_stream_window_size,
+                options.max_frame_size,
+                options.max_header_bytes,
+                options.max_concurrent_streams,
+                options.enable_connect_protocol,
+                self.connection_window,
+            )
+        )
         self.signal()
 
     @property

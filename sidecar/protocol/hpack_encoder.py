@@ -32,6 +32,7 @@ from sidecar.protocol.hpack import (
 
 _MAX_REMEMBERED = 64
 _MAX_HISTORY = 128
+_MAX_NAMES, _MAX_NAME = 1024, 64
 _EVICTION_CREDIT = 64
 _EVICTION_COST = 16
 """An insertion that evicts makes both ends forget what they remember: allowed once in so many blocks."""
@@ -70,6 +71,21 @@ def _name_octets(name: bytes, mask: int, first: int) -> bytes:
     return bytes((first,)) + encode_integer(len(name), 0x7F, 0) + name
 
 
+_literal_names: dict[bytes, bytes] = {}
+"""Names as literals without indexing begin with them, whatever is in a dynamic table."""
+
+
+def _literal_name(name: bytes) -> bytes:
+    octets = _literal_names.get(name)
+    if octets is None:
+        octets = _name_octets(name, 0x0F, 0)
+        if len(_literal_names) >= _MAX_NAMES:
+            _literal_names.clear()
+        if len(name) <= _MAX_NAME:
+            _literal_names[name] = octets
+    return octets
+
+
 class HpackEncoder:
     """One direction's encoding state."""
 
@@ -80,7 +96,6 @@ class HpackEncoder:
         "_history",
         "_indices",
         "_inserted",
-        "_literal_names",
         "_max_size",
         "_requests",
         "_size",
@@ -104,7 +119,6 @@ class HpackEncoder:
         self._requests: dict[int, tuple[object, bytes, bytes, bytes, bytes]] = {}
         """By the identity of a memo, which is kept: octets before the path and behind it, the last path, and
         the block with it."""
-        self._literal_names: dict[bytes, bytes] = {}
 
     def request(self, head: RequestHead) -> bytes:
         """The header block of a request."""
@@ -236,32 +250,22 @@ class HpackEncoder:
             history[key] = None
         elif self._insert((name, value), len(name) + length + ENTRY_OVERHEAD):
             return _name_octets(name, 0x3F, 0x40) + value_octets
-        return self._name(name) + value_octets
+        return _literal_name(name) + value_octets
 
     def _literals(self, fields: tuple[Field, ...]) -> bytes:
         """Fields as literals without indexing, or as never indexed where that is due."""
         parts = []
-        names = self._literal_names
+        names = _literal_names
         for pair in fields:
             name, value = pair
             if type(pair) is not tuple or name in _SECRET_NAMES or name == b"cookie":
                 parts.append(self._literal(pair))
                 continue
             length = len(value)
-            parts.append(names.get(name) or self._name(name))
+            parts.append(names.get(name) or _literal_name(name))
             parts.append(_LENGTHS[length] if length < 256 else encode_integer(length, 0x7F, 0))
             parts.append(value)
         return b"".join(parts)
-
-    def _name(self, name: bytes) -> bytes:
-        names = self._literal_names
-        octets = names.get(name)
-        if octets is None:
-            octets = _name_octets(name, 0x0F, 0)
-            if len(names) >= _MAX_HISTORY:
-                names.clear()
-            names[name] = octets
-        return octets
 
     def _insert(self, pair: Field, size: int) -> bool:
         if size > self._max_size // 2:

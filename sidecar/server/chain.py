@@ -9,16 +9,15 @@ import logging
 from typing import Protocol as Interface
 
 from mesh_api.names import MESH_ALPN
-from sidecar.config.resources import ClientCert, Discovery, Http2Options, SocketAddress
-from sidecar.http.context import Downstream, HttpContext
+from sidecar.config.resources import Discovery, SocketAddress
+from sidecar.http.context import HttpContext
 from sidecar.net.connection import Connection
-from sidecar.protocol.events import Codec, ConnectionHandler, Field, RequestHead, Stream
-from sidecar.protocol.h1 import H1Options, H1ServerCodec
-from sidecar.protocol.h1_wire import ParsedRequest
+from sidecar.protocol.events import Codec, ConnectionHandler, RequestHead, Stream
+from sidecar.protocol.h1 import H1ServerCodec
 from sidecar.protocol.h2 import H2Options
-from sidecar.protocol.hpack import HeaderBlock
 from sidecar.protocol.raw import RawCodec
 from sidecar.protocol.sniff import Protocol
+from sidecar.server.callers import Callers
 from sidecar.server.connection_manager import ConnectionManager
 from sidecar.server.detect import DetectCodec
 from sidecar.server.tcp_proxy import TcpProxy, TcpSession
@@ -27,41 +26,12 @@ from sidecar.telemetry.metrics import ListenerStats
 logger = logging.getLogger(__name__)
 
 H2_ALPN = ("h2", MESH_ALPN)
-_MAX_H1_ADDRESSES = 16
-"""Addresses of this listener whose heads are remembered; captured traffic may have very many."""
-
-
-_MAX_CALLERS = 64
-"""Identities whose header blocks are remembered."""
 
 
 class MakeH2(Interface):
     """Makes an HTTP/2 codec; which engine is decided once, in app.py."""
 
     def __call__(self, client: bool, handler: ConnectionHandler, options: H2Options) -> Codec: ...
-
-
-def h2_options(
-    options: Http2Options,
-    max_header_bytes: int = 65536,
-    max_header_count: int = 100,
-    trusted_peer: bool = False,
-    extended_connect: bool = False,
-    common_blocks: dict[bytes, HeaderBlock] | None = None,
-) -> H2Options:
-    """A codec's options from configuration."""
-    return H2Options(
-        max_concurrent_streams=options.max_concurrent_streams,
-        initial_stream_window_size=options.initial_stream_window_size,
-        initial_connection_window_size=options.initial_connection_window_size,
-        max_frame_size=options.max_frame_size,
-        max_header_bytes=max_header_bytes,
-        max_header_count=max_header_count,
-        enable_connect_protocol=extended_connect or options.allow_connect,
-        keepalive_interval=options.keepalive_interval,
-        trusted_peer=trusted_peer,
-        common_blocks=common_blocks,
-    )
 
 
 class Chain(Interface):
@@ -112,13 +82,11 @@ class HttpChain:
         self.context = context
         self.stats = stats
         self._make_h2 = make_h2
-        self._header_limit = context.config.max_request_headers_kb * 1024 or context.header_limit
+        self._callers = Callers(context)
         self._tunnel = tunnel
         self._capture = capture
         self.managers: set[ConnectionManager] = set()
         self._undecided: set[Connection] = set()
-        self._h2: dict[tuple[str, tuple[Field, ...], bool], H2Options] = {}
-        self._h1: dict[tuple[str, int], tuple[H1Options, dict[bytes, ParsedRequest]]] = {}
         self._drained: bool | None = None
         """How far draining has come: None not begun, else `final` of the last `drain`."""
 
@@ -154,79 +122,21 @@ class HttpChain:
         name = protocol.name.lower()
         stats.detected[name] = stats.detected.get(name, 0) + 1
         http2 = protocol is Protocol.HTTP2
-        downstream = self._downstream(conn, http2)
+        caller = self._callers.of(conn)
+        downstream = caller.downstream(conn.peer.remote, http2)
         tunnel = self._on_tunnel if self._tunnel is not None else None
         manager = ConnectionManager(context, conn, downstream, stats, self.managers.discard, tunnel)
         self.managers.add(manager)
         if http2:
-            options2 = self._h2_options(downstream, conn.peer.alpn == MESH_ALPN)
-            conn.set_codec(self._make_h2(False, manager, options2))
+            conn.set_codec(self._make_h2(False, manager, caller.h2_options))
         else:
-            options, heads = self._h1_options(conn.peer.local)
+            options, heads = self._callers.h1(conn.peer.local)
             # What is made of a head once depends on the caller's identity, but not on its address.
-            conn.set_codec(H1ServerCodec(manager, options, None if downstream.peer else heads))
+            conn.set_codec(H1ServerCodec(manager, options, None if caller.identity else heads))
         if self._drained is not None:
             # Accepted before the listener was replaced, or in the last moment. Not now: where the codec
             # follows another it gets the connection when this call has returned.
             self.context.clock.call_later(0.0, manager.drain, self._drained)
-
-    def _h2_options(self, downstream: Downstream, trusted: bool) -> H2Options:
-        """Options of connections from this caller, and the header blocks that they share."""
-        caller = (downstream.peer, downstream.client_cert, trusted)
-        known = self._h2.get(caller)
-        if known is None:
-            config = self.context.config
-            known = h2_options(
-                config.http2,
-                self._header_limit,
-                config.max_headers_count,
-                trusted,
-                self.context.in_mesh,
-                common_blocks={},
-            )
-            if len(self._h2) >= _MAX_CALLERS:
-                self._h2.clear()
-            self._h2[caller] = known
-        return known
-
-    def _h1_options(self, local: tuple[str, int]) -> tuple[H1Options, dict[bytes, ParsedRequest]]:
-        """Options of connections to this address, and the heads that they share."""
-        known = self._h1.get(local)
-        if known is None:
-            config = self.context.config
-            options = H1Options(
-                max_header_bytes=self._header_limit,
-                max_header_count=config.max_headers_count,
-                default_authority=str(SocketAddress(*local)).encode(),
-            )
-            if len(self._h1) >= _MAX_H1_ADDRESSES:
-                self._h1.clear()
-            known = self._h1[local] = (options, {})
-        return known
-
-    def _downstream(self, conn: Connection, http2: bool) -> Downstream:
-        peer = conn.peer
-        config = self.context.config
-        mode = config.client_cert
-        identity = peer.uri_sans[0] if peer.uri_sans else ""
-        added: tuple[Field, ...] = ()
-        if identity and mode in (ClientCert.SANITIZE_SET, ClientCert.APPEND_FORWARD):
-            value = f"By={conn.local_identity};Hash={peer.cert_sha256}"
-            if config.client_cert_uri:
-                value += f";URI={identity}"
-            added = ((b"x-forwarded-client-cert", value.encode()),)
-        keep = mode is ClientCert.ALWAYS_FORWARD_ONLY or (
-            bool(identity) and mode in (ClientCert.FORWARD_ONLY, ClientCert.APPEND_FORWARD)
-        )
-        return Downstream(
-            http2=http2,
-            protocol="HTTP/2" if http2 else "HTTP/1.1",
-            remote=peer.remote,
-            peer=identity,
-            client_cert=added,
-            keep_client_cert=keep,
-            trusted=http2 and bool(identity),
-        )
 
     def _on_tunnel(self, conn: Connection, stream: Stream, head: RequestHead) -> bool:
         return self._tunnel is not None and self._tunnel(self, conn, stream, head)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, cast
 
-from sidecar.http.context import Downstream, HttpContext, TimerHandle
+from sidecar.http.context import Downstream, HttpContext
 from sidecar.http.exchange import Exchange
 from sidecar.http.local_reply import LocalReply
 from sidecar.net.connection import Connection
 from sidecar.net.connection_types import Keepalive
 from sidecar.protocol.events import RequestHead, Stream
+from sidecar.runtime.timeouts import Timeouts
 from sidecar.telemetry.metrics import ListenerStats
 
 TunnelHandler = Callable[[Connection, Stream, RequestHead], bool]
@@ -59,7 +60,7 @@ class ConnectionManager:
         self._awaited = -1
         self._awaited_for = 0.0
         self._unasked = 0.0
-        self._timer: TimerHandle | None = None
+        self._sweeps: Timeouts | None = None
         config = context.config
         periods = [t / 2 for t in (config.idle_timeout, config.stream_idle_timeout) if t]
         if config.request_headers_timeout:
@@ -68,7 +69,8 @@ class ConnectionManager:
             periods.append(config.http2.keepalive_interval)
         if periods:
             self._period = min(periods)
-            self._timer = context.clock.call_later(self._period, self._sweep)
+            self._sweeps = context.timeouts_of(self._period)
+            self._sweeps.begin(self, self._idle_since)
 
     # --- ConnectionHandler -----------------------------------------------------------------------
 
@@ -110,9 +112,9 @@ class ConnectionManager:
         """The client will open no more streams; the codec closes when the last one has ended."""
 
     def on_closed(self, reason: str) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._sweeps is not None:
+            self._sweeps.end(self)
+            self._sweeps = None
         if not self._closed:
             self._closed = True
             self.stats.connections_active -= 1
@@ -130,11 +132,12 @@ class ConnectionManager:
         if not self.exchanges:
             self._idle_since = self.context.now()
 
-    def _sweep(self) -> None:
+    def on_timeout(self, _: float) -> None:
         """Twice in an idle period: what has not moved between two looks after that period is idle. No
         timer is touched while requests flow."""
         config = self.context.config
-        self._timer = self.context.clock.call_later(self._period, self._sweep)
+        if self._sweeps is not None:
+            self._sweeps.begin(self, self.context.now())
         if config.request_headers_timeout:
             self._sweep_head(config.request_headers_timeout)
         self._unasked += self._period
