@@ -204,7 +204,7 @@ def test_keys_that_are_too_small_for_openssl_are_so_here() -> None:
 
 def test_digests_that_are_too_weak_for_openssl_are_so_here() -> None:
     """Of the leaf's own signature, by a root with a good one. Nothing here would sign such a leaf."""
-    pem = (Path(__file__).parent / "data/sha1_leaf_root_key.pem").read_bytes()
+    pem = (Path(__file__).parent / "data/sha1_leaf_root_key.txt").read_bytes()
     leaf, root = x509.load_pem_x509_certificates(pem)
     key = serialization.load_pem_private_key(pem[pem.index(b"-----BEGIN PRIVATE KEY") :], None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
