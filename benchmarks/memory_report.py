@@ -71,10 +71,10 @@ def _rows(
 
 
 def memory_table(found: Sequence[MemoryRow]) -> str:
-    lines = [f"\n{'Memory (resident)':38}{'':12}{'median':>10}{'ratio':>8}"]
+    lines = [f"\n{'Memory (resident)':38}{'':19}{'median':>10}{'ratio':>8}"]
     for row in found:
         ratio = f"{row.ratio:.2f}" if row.ratio is not None else ""
-        line = f"  {row.what:36}{row.contender:12}{row.value:>7.1f} {row.unit}{ratio:>8}"
+        line = f"  {row.what:36}{row.contender:19}{row.value:>7.1f} {row.unit}{ratio:>8}"
         if row.held is not None:
             against = f"limit {row.limit:g} {row.unit}" if row.limit is not None else f"bar {row.bar:.1f}"
             line += f"  {against} {'held' if row.held else 'MISSED'}"

@@ -107,7 +107,7 @@ def table(found: Sequence[Row]) -> str:
         unit = "ms CPU/MB" if workload.megabytes else "µs CPU/request"
         lines.append(f"\n{workload.title}  [{workload.name}]")
         heads = f"{'(lowest-highest)':>20}{'ratio':>8}{'requests/s':>12}{'RSS MB':>9}{'idle':>7}"
-        lines.append(f"  {'':12}{unit:>16}{heads}")
+        lines.append(f"  {'':19}{unit:>16}{heads}")
         for row in found:
             if row.workload == workload:
                 lines.append(_line(row))
@@ -126,7 +126,7 @@ def _line(row: Row) -> str:
     verdict = "" if row.held is None else f"  bar {bar:.1f} {'held' if row.held else 'MISSED'}"
     note = verdict + (f"  {row.note}" if row.note else "")
     return (
-        f"  {row.contender:12}{row.cpu_us / scale:>16.1f}{spread:>20}{ratio:>8}{row.rate:>12.0f}"
+        f"  {row.contender:19}{row.cpu_us / scale:>16.1f}{spread:>20}{ratio:>8}{row.rate:>12.0f}"
         f"{row.rss_mb:>9.1f}{row.idle_rss_mb:>7.1f}{latency}{note}"
     )
 

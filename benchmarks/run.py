@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.certificates import make_certificates
+from benchmarks.compiled import build
 from benchmarks.measure import Rig, Sample, memory_of, run_contender
 from benchmarks.memory import MemorySample
 from benchmarks.memory_report import memory_rows, memory_table
@@ -81,7 +82,8 @@ def parse_arguments() -> argparse.Namespace:
         "-w", "--workload", action="append", choices=names, help="this one (repeatable); default all"
     )
     parser.add_argument(
-        "-c", "--contender", action="append", choices=["envoy", "pilotfish", "pilotfish-h2"],
+        "-c", "--contender", action="append",
+        choices=["envoy", "pilotfish", "pilotfish-h2", "pilotfish-compiled"],
         help="this one (repeatable); default envoy and pilotfish",
     )  # fmt: skip
     options = parser.parse_args()
@@ -118,6 +120,10 @@ def find_contenders(names: list[str]) -> list[Contender]:
         if program == "envoy":
             rest = ["-c", "{config}", "--concurrency", "1", "--base-id", "7{index}", "--disable-hot-restart",
                     "--log-level", "warning"]  # fmt: skip
+        elif name == "pilotfish-compiled":
+            python = (sys.executable, "-P", "-m", "pilotfish", "sidecar", "--config", "{config}")
+            found.append(Contender(name, ("/usr/bin/env", f"PYTHONPATH={build(FOLDER)}", *python)))
+            continue
         else:
             rest = ["sidecar", "--config", "{config}"]
             if name == "pilotfish-h2":
@@ -186,7 +192,7 @@ def progress(sample: Sample, turn: int, alternations: int) -> str:
     missing = f", {sample.spans_missing} spans missing" if sample.spans_missing else ""
     missing += f", {sample.foreign:.0%} of the machine to strangers" if sample.foreign > QUIET else ""
     return (
-        f"{turn}/{alternations} {sample.contender:10} {sample.workload:14} {sum(sample.cpu_us):8.1f} µs "
+        f"{turn}/{alternations} {sample.contender:18} {sample.workload:14} {sum(sample.cpu_us):8.1f} µs "
         f"({each}), {sample.rate:.0f}/s, RSS {max(sample.rss_mb):.0f} MB{failed}{missing}"
     )
 
