@@ -109,11 +109,12 @@ class HttpChain:
             # What is neither preface nor request line gets HTTP/1's 400: it names the problem.
             self.serve(conn, Protocol.HTTP2 if protocol is Protocol.HTTP2 else Protocol.HTTP1)
 
-        codec = DetectCodec(self.context.clock, detected, lambda reason: self._undecided.discard(conn))
+        codec = DetectCodec(detected, lambda reason: self._undecided.discard(conn))
         self._undecided.add(conn)
         conn.set_codec(codec)
         if self.context.config.request_headers_timeout:
-            codec.limit(self.context.config.request_headers_timeout)
+            context = self.context
+            codec.limit(context.timeouts_of(context.config.request_headers_timeout), context.now())
 
     def serve(self, conn: Connection, protocol: Protocol, context: HttpContext | None = None) -> None:
         """Give the connection a codec and a manager, and a context of its own if it has one."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sidecar.http.context import Clock, TimerHandle
 from sidecar.protocol.events import Stream, StreamHandler
 from sidecar.protocol.sniff import Protocol, sniff
+from sidecar.runtime.timeouts import Timeouts
 
 MAX_KEPT = 65536
 """Bytes kept for the codec that follows, past which the socket is not read."""
@@ -28,7 +28,6 @@ class DetectCodec:
 
     def __init__(
         self,
-        clock: Clock,
         on_detected: Callable[[Protocol], None],
         on_closed: Callable[[str], None],
         on_silence: Callable[[], None] | None = None,
@@ -43,10 +42,9 @@ class DetectCodec:
         self._on_closed = on_closed
         self._on_silence = on_silence
         self._sniff = sniff
-        self._clock = clock
         self._data = b""
         self.decided = False
-        self._timer: TimerHandle | None = None
+        self._timeouts: Timeouts | None = None
 
     @property
     def active_streams(self) -> int:
@@ -83,14 +81,16 @@ class DetectCodec:
         data, self._data = self._data, b""
         return data
 
-    def limit(self, seconds: float) -> None:
-        """A peer that says nothing for so long counts as `Protocol.OTHER`; `on_silence` is told."""
+    def limit(self, timeouts: Timeouts, now: float) -> None:
+        """A peer that says nothing for as long as these last counts as `Protocol.OTHER`; `on_silence` is
+        told."""
         if not self.decided:
-            self._stop_timer()
-            self._timer = self._clock.call_later(seconds, self._silent)
+            self._stop_waiting()
+            self._timeouts = timeouts
+            timeouts.begin(self, now)
 
-    def _silent(self) -> None:
-        self._timer = None
+    def on_timeout(self, _: float) -> None:
+        """It has been silent."""
         if self._on_silence is not None:
             self._on_silence()
         self.decide(Protocol.OTHER)
@@ -99,16 +99,16 @@ class DetectCodec:
         """The answer is known, from here or from elsewhere. The first one counts."""
         if not self.decided:
             self.decided = True
-            self._stop_timer()
+            self._stop_waiting()
             self._on_detected(protocol)
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _stop_waiting(self) -> None:
+        if self._timeouts is not None:
+            self._timeouts.end(self)
+            self._timeouts = None
 
     def connection_lost(self, reason: str) -> None:
-        self._stop_timer()
+        self._stop_waiting()
         if not self.decided:
             self.decided = True
             self._on_closed(reason)

@@ -108,7 +108,7 @@ class Inspection:
         if timeout:
             self._timer = loop.call_later(timeout, self._on_timeout)
         # With `on_silence` a client that ends before it has said anything keeps its connection.
-        conn.set_codec(DetectCodec(loop, self._detected, self._closed, self._ignore_silence, self._sniff))
+        conn.set_codec(DetectCodec(self._detected, self._closed, self._ignore_silence, self._sniff))
 
     def _sniff(self, data: bytes) -> Protocol:
         if self._dialled is not None and self._timer is None:

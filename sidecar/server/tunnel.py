@@ -54,7 +54,7 @@ class Tunnel:
         self._context = context
         self._head = head
         self._captured = captured
-        self._detect = DetectCodec(context.clock, self._detected, self._closed, self._silent)
+        self._detect = DetectCodec(self._detected, self._closed, self._silent)
         self._raw = RawCodec(None)
         self._session = proxy.accept(self._raw.stream, conn.peer.remote, head.authority)
         self._cluster = ""
@@ -89,7 +89,7 @@ class Tunnel:
             self._detect.decide(Protocol.OTHER)
         elif declared is Protocol.NEED_MORE:
             self._session.connect(self._cluster)
-            self._detect.limit(SILENCE)
+            self._detect.limit(self._context.timeouts_of(SILENCE), self._context.now())
 
     def _choose(self, routes: CompiledRoutes) -> bool:
         """Where this connection goes if it is opaque, decided once. False: discovery says nothing of that."""

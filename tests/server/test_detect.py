@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from sidecar.protocol.sniff import Protocol
 from sidecar.server.detect import MAX_KEPT, DetectCodec
-from tests.support.virtual_clock import VirtualClock
 
 
 class Rig:
     def __init__(self) -> None:
         self.detected: list[Protocol] = []
         self.pauses: list[bool] = []
-        self.codec = DetectCodec(VirtualClock(), self.detected.append, lambda reason: None, lambda: None)
+        self.codec = DetectCodec(self.detected.append, lambda reason: None, lambda: None)
         self.codec.on_read_pause = self.pauses.append
 
 
@@ -40,7 +39,7 @@ def test_another_sniffer_sees_all_bytes_so_far() -> None:
         return Protocol.TLS if len(data) > 1 else Protocol.NEED_MORE
 
     detected: list[Protocol] = []
-    codec = DetectCodec(VirtualClock(), detected.append, lambda reason: None, sniff=sniff)
+    codec = DetectCodec(detected.append, lambda reason: None, sniff=sniff)
     codec.receive(b"a")
     codec.receive(b"b")
     codec.receive(b"c")
