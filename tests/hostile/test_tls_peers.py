@@ -139,7 +139,7 @@ def test_two_hundred_peers_that_reconnect_at_once(target: Target) -> None:
         reconnect(target, client_context(target.files["caller"]), 200)
 
 
-@pytest.mark.soak
+@pytest.mark.scale
 def test_a_thousand_peers_that_reconnect_at_once(target: Target) -> None:
     with target.under_attack(cpu=40.0, memory=64.0):
         reconnect(target, client_context(target.files["caller"]), 1000)
@@ -173,6 +173,6 @@ def test_a_thousand_idle_connections(target: Target) -> None:
     idle_connections(target, 1000)
 
 
-@pytest.mark.soak
+@pytest.mark.scale
 def test_ten_thousand_idle_connections(target: Target) -> None:
     idle_connections(target, 10_000)
