@@ -174,5 +174,6 @@ def test_a_thousand_idle_connections(target: Target) -> None:
 
 
 @pytest.mark.scale
+@pytest.mark.timeout(300)
 def test_ten_thousand_idle_connections(target: Target) -> None:
     idle_connections(target, 10_000)

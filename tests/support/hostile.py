@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hpack
+
 from tests.support import h2_frames as f
 from tests.support.apps import start_app
 from tests.support.certs import CertificateFiles, make_ca
@@ -356,6 +358,20 @@ class RawH2(Raw):
 
     def of(self, kind: int) -> list[f.Frame]:
         return [frame for frame in self.frames() if frame.type == kind]
+
+    def heads(self) -> list[tuple[int, list[tuple[bytes, bytes]]]]:
+        """Stream and fields of each header section, in their order."""
+        decoder = hpack.Decoder()
+        return [(x.stream_id, list(decoder.decode(x.payload, raw=True))) for x in self.of(f.HEADERS)]
+
+    def statuses(self) -> dict[int, int]:
+        """The last status that each stream was sent."""
+        return {
+            stream: int(value)
+            for stream, fields in self.heads()
+            for name, value in fields
+            if name == b":status"
+        }
 
     def new_id(self) -> int:
         self.next_id += 2
