@@ -12,11 +12,11 @@ from tests.support.hostile import (
     CALM,
     HEAD_TIMEOUT,
     STREAM_IDLE,
-    Raw,
     Target,
     request,
 )
 from tests.support.processes import eventually
+from tests.support.raw import Raw
 
 LATE = 4 * HEAD_TIMEOUT + 0.5
 """Seconds by which a head that does not end has cost its connection."""

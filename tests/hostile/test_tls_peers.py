@@ -14,7 +14,8 @@ import pytest
 
 from tests.support import h2_frames as f
 from tests.support.certs import make_ca
-from tests.support.hostile import SPIFFE, Raw, RawH2, Target, client_context, request
+from tests.support.hostile import SPIFFE, Target, client_context, request
+from tests.support.raw import Raw, RawH2
 
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds that `sidecar/net/handshakes.py` allows."""

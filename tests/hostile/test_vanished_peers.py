@@ -19,7 +19,6 @@ from tests.support.hostile import (
     EVIL_H2,
     KEEPALIVE,
     EvilServer,
-    RawH2,
     Target,
     asking,
     read_h2_request,
@@ -28,6 +27,7 @@ from tests.support.hostile import (
 from tests.support.netns import Namespace
 from tests.support.pod_network import pod_network
 from tests.support.processes import eventually, loopback
+from tests.support.raw import RawH2
 from tests.support.sidecars import (
     OUTBOUND,
     RETRY,
