@@ -74,6 +74,8 @@ class Peer:
     def answer(self) -> tuple[bytes, bytes]:
         """Head and body of a final response, framed by content-length, chunks or the connection's end."""
         head = self.head()
+        while head.startswith(b"HTTP/1.1 1"):
+            head = self.head()
         lower = head.lower()
         length = re.search(rb"\r\ncontent-length: *([0-9]+)\r\n", lower)
         if b" 204 " in head[:13] or b" 304 " in head[:13]:
