@@ -6,7 +6,7 @@ DEBIAN := nghttp2-server nghttp2-client curl redis-server postgresql mariadb-ser
   nftables iptables iproute2
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-PLAIN := not debian and not envoy and not root and not soak
+WIDE := debian or envoy or root or scale
 # Tests that watch how long others wait while a sidecar has more to do than it can: nothing runs beside them.
 ALONE := tests/hostile tests/integration/test_overload.py
 
@@ -35,8 +35,8 @@ check: install ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 test: install ## What needs no root and only the package index; under 5 minutes
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "$(PLAIN)" $(ALONE:%=--ignore %)
-	$(BIN)/pytest -m "$(PLAIN)" $(ALONE)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not ($(WIDE))" $(ALONE:%=--ignore %)
+	$(BIN)/pytest -m "not ($(WIDE))" $(ALONE)
 
 debian: # Services are not started: the tests run the servers themselves.
 	@missing=; PATH="$$PATH:/usr/sbin"; \
@@ -49,8 +49,8 @@ debian: # Services are not started: the tests run the servers themselves.
 	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends $(DEBIAN); \
 	  status=$$?; [ -z "$$made" ] || $(SUDO) rm $$policy; exit $$status; fi
 
-test-all: install debian ## What needs Debian packages, root or Envoy too; under 20 minutes
-	$(BIN)/pytest -m "(debian or envoy or root) and not soak"
+test-all: install debian ## What needs Debian packages, root, Envoy or thousands of connections; under 20 minutes
+	$(BIN)/pytest -m "$(WIDE)"
 
 demo: install ## A whole mesh on this machine, for half a minute
 	$(BIN)/pilotfish demo

@@ -22,6 +22,7 @@ from sidecar.net.handshakes import Handshake
 from sidecar.net.loop_shared import shared_of
 from sidecar.net.original_dst import original_destination
 from sidecar.net.peer import PeerInfo
+from sidecar.net.peer_watch import PeerWatch
 from sidecar.net.sockets import Address, connect_from, keep_alive
 from sidecar.net.tls import TlsError, TlsParameters, TlsSession
 from sidecar.protocol.events import BULK, Codec
@@ -57,6 +58,7 @@ class Connection(asyncio.BufferedProtocol):
         "_next_codec",
         "_owner",
         "_peer_eof",
+        "_peer_watch",
         "_read_paused",
         "_reason",
         "_receiving",
@@ -109,6 +111,7 @@ class Connection(asyncio.BufferedProtocol):
         self._half_closing = False
         self._written_eof = False
         self._peer_eof = False
+        self._peer_watch: PeerWatch | None = None
         self._eof_told = False
         self._close_wanted = False
         self._closing = False
@@ -165,6 +168,9 @@ class Connection(asyncio.BufferedProtocol):
             codec.connection_lost(self._reason or "connection closed")
             return
         self._half_closing = hasattr(codec, "want_eof")
+        if hasattr(codec, "opaque") and self._peer_watch is None and self._transport is not None:
+            sock = self._transport.get_extra_info("socket")
+            self._peer_watch = PeerWatch(self._loop, self._shared.looks, sock, self.abort)
         self._eof_told = False
         if self._read_paused:
             self._on_read_pause(False)
@@ -313,6 +319,8 @@ class Connection(asyncio.BufferedProtocol):
         self._closing = True
         if self._lingering is not None:
             self._shared.lingers.end(self)
+        if self._peer_watch is not None:
+            self._peer_watch.stop()
         if exc is not None and not self._reason:
             self._reason = _describe(exc)
         if self._handshake is not None:

@@ -8,6 +8,7 @@ from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from sidecar.net.handshakes import HandshakeQueue
+from sidecar.net.peer_watch import LOOK_INTERVAL
 from sidecar.runtime.timeouts import Timeouts
 
 READ_SIZE = 65536
@@ -52,7 +53,7 @@ class FlushQueue:
 
 
 class LoopShared:
-    __slots__ = ("buffer", "flushes", "handshakes", "lingers")
+    __slots__ = ("buffer", "flushes", "handshakes", "lingers", "looks")
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self.buffer = memoryview(bytearray(READ_SIZE))
@@ -60,9 +61,10 @@ class LoopShared:
         self.flushes = FlushQueue(loop.call_soon)
         self.handshakes = HandshakeQueue(loop)
         self.lingers = Timeouts(loop, loop.time, LINGER_INTERVAL)
+        self.looks = Timeouts(loop, loop.time, LOOK_INTERVAL)
 
     def __repr__(self) -> str:
-        return f"<LoopShared {self.flushes!r} {self.handshakes!r} {self.lingers!r}>"
+        return f"<LoopShared {self.flushes!r} {self.handshakes!r} {self.lingers!r} {self.looks!r}>"
 
 
 _shared: WeakKeyDictionary[AbstractEventLoop, LoopShared] = WeakKeyDictionary()

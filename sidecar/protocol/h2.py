@@ -386,12 +386,12 @@ class H2Codec(H2Control):
         if self.debt:
             self.debt = max(0, self.debt - RESPONSE_CREDIT)
         method = stream.method
-        if method == b"HEAD" or status == 304:
-            length = 0
-        elif status == 204 or (method == _CONNECT and status < 300):
+        if status == 204 or (method == _CONNECT and status < 300):
             if length != NO_LENGTH:
                 head = without_length(head)
             length = NO_LENGTH if method == _CONNECT else 0
+        elif method == b"HEAD" or status == 304:
+            length = 0
         elif end_stream and length > 0:
             self.stream_error(stream, ErrorCode.PROTOCOL_ERROR, "content-length without content")
             return

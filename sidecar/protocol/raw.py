@@ -48,6 +48,8 @@ class RawCodec:
         "stream",
         "want_eof",
     )
+    opaque = True
+    """Its peer cannot be asked whether it is there: the connection is watched (`net/peer_watch.py`)."""
 
     def __init__(self, handler: ConnectionHandler | None) -> None:
         self.handler = handler

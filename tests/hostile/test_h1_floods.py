@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.hostile import RawH1, Target
+from tests.support.hostile import Target
+from tests.support.raw import RawH1
 
 POST = b"POST /headers HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
 

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from tests.support import h2_frames as f
-from tests.support.hostile import CALM, RawH2, Target, request
+from tests.support.hostile import CALM, Target, request
+from tests.support.raw import RawH2
 
 GET = f.block(request("/sleep?s=1"))
 POST = f.block(request("/sleep?s=1", "POST"))

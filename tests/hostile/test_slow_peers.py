@@ -12,11 +12,11 @@ from tests.support.hostile import (
     CALM,
     HEAD_TIMEOUT,
     STREAM_IDLE,
-    Raw,
     Target,
     request,
 )
 from tests.support.processes import eventually
+from tests.support.raw import Raw
 
 LATE = 4 * HEAD_TIMEOUT + 0.5
 """Seconds by which a head that does not end has cost its connection."""
@@ -51,16 +51,18 @@ def test_http1_head_that_never_ends_after_a_request(target: Target) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [b"", b"G", b"PRI * HTTP/2.0\r\n\r\nS"], ids=["nothing", "a letter", "preface"]
+    ("said", "status"),
+    [(b"", b""), (b"G", b"408"), (f.PREFACE[:-5], b"505")],
+    ids=["nothing", "a letter", "preface"],
 )
-def test_connections_that_do_not_say_what_they_want_are_closed(target: Target, said: bytes) -> None:
+def test_connections_that_do_not_say_what_they_want_are_closed(
+    target: Target, said: bytes, status: bytes
+) -> None:
     with target.under_attack():
         peers = [Raw(target.connect()) for _ in range(50)]
         for peer in peers:
             peer.send(said)
-        for peer in peers:
-            octets = peer.read_end(LATE)
-            assert octets[9:12] in ({b"400", b"408", b"505"} if said else {b""})
+        assert [peer.read_end(LATE)[9:12] for peer in peers] == [status] * 50
 
 
 def test_an_idle_connection_that_was_used_stays(target: Target) -> None:
@@ -109,6 +111,7 @@ def test_http2_bodies_that_stop_end_with_the_stream_idle_timeout(target: Target)
         ids = [peer.new_id() for _ in range(100)]
         peer.send(b"".join(f.headers(i, request("/", "POST")) + f.data(i, b"abc") for i in ids))
         peer.read_until(lambda: len(peer.of(f.HEADERS)) == 100, STALLED)
+        assert peer.statuses() == dict.fromkeys(ids, 504)
 
 
 def test_readers_with_a_closed_window_cost_one_window_each(target: Target) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from tests.support import h2_frames as f
 from tests.support.certs import make_ca
-from tests.support.hostile import SPIFFE, Raw, RawH2, Target, client_context, request
+from tests.support.hostile import SPIFFE, Target, client_context, request
+from tests.support.raw import Raw, RawH2
 
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds that `sidecar/net/handshakes.py` allows."""
@@ -139,7 +140,7 @@ def test_two_hundred_peers_that_reconnect_at_once(target: Target) -> None:
         reconnect(target, client_context(target.files["caller"]), 200)
 
 
-@pytest.mark.soak
+@pytest.mark.scale
 def test_a_thousand_peers_that_reconnect_at_once(target: Target) -> None:
     with target.under_attack(cpu=40.0, memory=64.0):
         reconnect(target, client_context(target.files["caller"]), 1000)
@@ -173,6 +174,7 @@ def test_a_thousand_idle_connections(target: Target) -> None:
     idle_connections(target, 1000)
 
 
-@pytest.mark.soak
+@pytest.mark.scale
+@pytest.mark.timeout(300)
 def test_ten_thousand_idle_connections(target: Target) -> None:
     idle_connections(target, 10_000)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -19,15 +18,16 @@ from tests.support.hostile import (
     EVIL_H2,
     KEEPALIVE,
     EvilServer,
-    RawH2,
     Target,
     asking,
     read_h2_request,
+    read_head,
     request,
 )
 from tests.support.netns import Namespace
 from tests.support.pod_network import pod_network
 from tests.support.processes import eventually, loopback
+from tests.support.raw import RawH2
 from tests.support.sidecars import (
     OUTBOUND,
     RETRY,
@@ -121,17 +121,28 @@ def test_a_request_whose_server_has_vanished_is_answered_by_the_next_connection(
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and iproute2")
-def test_a_host_that_falls_off_the_network_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("http2", "timeout", "status", "reason"),
+    [
+        (True, "20s", 503, b"not even an answer to PING"),
+        (False, "1s", 504, b"within 1 s (timeout of route /)"),
+    ],
+    ids=["HTTP/2", "HTTP/1.1"],
+)
+def test_a_host_that_falls_off_the_network_is_noticed(
+    tmp_path: Path, http2: bool, timeout: str, status: int, reason: bytes
+) -> None:
     """Its packets go nowhere from one moment to the next, as when a node dies."""
     with pod_network("app") as network:
         app = (network.pods["app"], 8080)
         listening = Namespace(f"{network.mark}-app").listener(*app)
         host = loopback()
-        routes = [route("/", "app", timeout="20s", retry_policy={**RETRY, "num_retries": 0})]
+        routes = [route("/", "app", timeout=timeout, retry_policy={**RETRY, "num_retries": 0})]
+        made = cluster("app", [app], http2=http2)
         tree = bootstrap(
             host,
             [listener("out", address(host, OUTBOUND), http_filter(routes))],
-            [asking(cluster("app", [app], http2=True))],
+            [asking(made) if http2 else made],
         )
         sidecar = Sidecar("surviving", tree, tmp_path).ready()
         try:
@@ -140,12 +151,13 @@ def test_a_host_that_falls_off_the_network_is_noticed(tmp_path: Path) -> None:
             caller.start()
             with listening, listening.accept()[0] as sock:
                 sock.settimeout(5.0)
-                read_h2_request(sock)
-                subprocess.run(["ip", "link", "set", f"{network.mark}v0", "down"], check=True, timeout=10)
+                (read_h2_request if http2 else read_head)(sock)
+                network.cut("app")
                 caller.join(10.0)
             (answer,) = answers
-            assert answer.status == 503
-            assert b"not even an answer to PING" in answer.body
-            assert sidecar.json("/stats")["clusters"][0]["requests_active"] == 0
+            assert answer.status == status
+            assert reason in answer.body
+            row = sidecar.json("/stats")["clusters"][0]
+            assert row["requests_active"] == row["connections_active"] == 0
         finally:
             sidecar.stop()

@@ -10,7 +10,9 @@ import socket
 import pytest
 
 from sidecar.config.resources import SocketAddress
+from sidecar.net.connection import connect
 from sidecar.net.sockets import ListenError, bind_listener, connect_from
+from tests.support.connections import Owner, RecordingCodec, run
 
 
 def test_listener_accepts_on_an_ephemeral_port() -> None:
@@ -66,6 +68,14 @@ def test_ipv6_listener_takes_ipv6_alone() -> None:
         assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
 
 
+def kept_alive(sock: socket.socket) -> bool:
+    """A peer is asked after 30 s of silence and given up after three questions, 10 s apart. TCP_USER_TIMEOUT
+    would end connections whose peer has only stopped reading."""
+    names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+    found = [sock.getsockopt(socket.IPPROTO_TCP, name) for name in names]
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)) and found == [30, 10, 3, 0]
+
+
 def test_accepted_connections_are_kept_alive_by_the_kernel() -> None:
     with (
         bind_listener(SocketAddress("127.0.0.1", 0)) as listener,
@@ -74,8 +84,19 @@ def test_accepted_connections_are_kept_alive_by_the_kernel() -> None:
         listener.setblocking(True)
         accepted, _ = listener.accept()
         with accepted:
-            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+            assert kept_alive(accepted)
+
+
+def test_connections_that_are_made_are_kept_alive_by_the_kernel() -> None:
+    async def main() -> None:
+        address = SocketAddress(*listener.getsockname())
+        made = await connect(asyncio.get_running_loop(), address, Owner(RecordingCodec), None, 5.0)
+        assert made._transport is not None
+        assert kept_alive(made._transport.get_extra_info("socket"))
+        made.abort()
+
+    with bind_listener(SocketAddress("127.0.0.1", 0)) as listener:
+        run(main)
 
 
 def connected(port: int, *sources: str) -> str:

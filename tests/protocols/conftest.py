@@ -1,4 +1,5 @@
-"""The two sidecars that tests of this folder share, and the HTTP/1.1 application behind them."""
+"""The sidecars that tests of this folder share: two with mutual TLS between them and an HTTP/1.1 application
+behind, and one for frames of HTTP/2."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.h2_hop import Hop
 from tests.support.pairs import Peer, RawApp, World
 
 WEB = {"service": "web", "name": "http", "port": 80, "at": 8080}
@@ -39,3 +41,12 @@ def web(world: World) -> RawApp:
 def client(world: World) -> Iterator[Peer]:
     with world.dial() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def hop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hop]:
+    made = Hop(tmp_path_factory.mktemp("hop"))
+    try:
+        yield made
+    finally:
+        made.stop()

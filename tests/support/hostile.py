@@ -1,8 +1,5 @@
-"""A sidecar under attack: the process, raw sockets that say whatever a test wants, and a polite client that
-notices when the sidecar neglects it.
-
-Nothing here uses the sidecar's own codecs. Frames come from `h2_frames`, which builds them by hand.
-"""
+"""A sidecar under attack: the process, applications that attack it, and a polite client that notices when the
+sidecar neglects it."""
 
 from __future__ import annotations
 
@@ -18,12 +15,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from tests.support import h2_frames as f
 from tests.support.apps import start_app
 from tests.support.certs import CertificateFiles, make_ca
 from tests.support.processes import eventually, loopback
+from tests.support.raw import RawH1, RawH2
 from tests.support.sidecars import (
     APP,
     INBOUND,
@@ -55,8 +52,6 @@ WORST = 2.0
 """Seconds that a polite request may take at worst in an attack; on a quiet machine it takes 2 ms."""
 CALM = 11
 """ENHANCE_YOUR_CALM."""
-CLOSED = -1
-"""The connection ended without GOAWAY."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -264,123 +259,6 @@ class Witness:
 
     def __repr__(self) -> str:
         return f"<Witness {self.count} requests, {len(self.failures)} failed>"
-
-
-class Raw:
-    """A socket and everything that came from it so far."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.received = bytearray()
-        self.ended = False
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.sock.close()
-
-    def send(self, octets: bytes) -> bool:
-        """False once the sidecar has closed."""
-        try:
-            self.sock.sendall(octets)
-        except (OSError, ssl.SSLError):
-            return False
-        return True
-
-    def read(self, seconds: float = 0.0) -> bool:
-        """Take what comes within `seconds`; False at the end of the connection."""
-        if self.ended:
-            return False
-        self.sock.settimeout(seconds or 0.001)
-        try:
-            data = self.sock.recv(1 << 18)
-        except (TimeoutError, ssl.SSLWantReadError):
-            return True
-        except (OSError, ssl.SSLError):
-            data = b""
-        finally:
-            self.sock.settimeout(10.0)
-        self.received += data
-        self.ended = not data
-        return bool(data)
-
-    def read_until(self, done: Callable[[], object], patience: float = 10.0) -> None:
-        deadline = time.monotonic() + patience
-        while not done():
-            assert time.monotonic() < deadline, f"nothing came within {patience:g} s: {self!r}"
-            if not self.read(0.05) and not done():
-                raise AssertionError(f"the connection ended first: {self!r}")
-
-    def read_end(self, patience: float = 10.0) -> bytes:
-        """Everything until the sidecar closes."""
-        deadline = time.monotonic() + patience
-        while self.read(0.05):
-            assert time.monotonic() < deadline, f"not closed within {patience:g} s: {self!r}"
-        return bytes(self.received)
-
-    def vanish(self) -> None:
-        """End with RST."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        self.sock.close()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {bytes(self.received[-200:])!r}{' ended' if self.ended else ''}>"
-
-
-class RawH1(Raw):
-    """`status` of the first answer."""
-
-    @property
-    def status(self) -> int:
-        return int(self.received[9:12] or b"0")
-
-    def refused(self, patience: float = 10.0) -> int:
-        """The status of the one answer, after which the connection closed."""
-        whole = self.read_end(patience)
-        assert whole.count(b"HTTP/1.1 ") == 1, whole[:300]
-        assert b"connection: close\r\n" in whole
-        return self.status
-
-
-class RawH2(Raw):
-    """An HTTP/2 client that has said hello and does nothing by itself but remember."""
-
-    def __init__(self, sock: socket.socket, settings: dict[int, int] | None = None) -> None:
-        super().__init__(sock)
-        self.next_id = 1
-        self.send(f.PREFACE + f.settings(settings) + f.frame(f.SETTINGS, f.ACK))
-
-    def frames(self) -> list[f.Frame]:
-        return f.parse_prefix(bytes(self.received))
-
-    def of(self, kind: int) -> list[f.Frame]:
-        return [frame for frame in self.frames() if frame.type == kind]
-
-    def new_id(self) -> int:
-        self.next_id += 2
-        return self.next_id - 2
-
-    def goaway(self, patience: float = 10.0) -> int:
-        """Code of the GOAWAY after which the sidecar closed; CLOSED without one."""
-        self.read_end(patience)
-        found = self.of(f.GOAWAY)
-        return found[-1].code if found else CLOSED
-
-    def flood(self, piece: bytes | Callable[[], bytes], most: int = 1 << 24) -> int:
-        """Say it over and over until the sidecar has had enough; returns GOAWAY's code. Reads on the way."""
-        sent = 0
-        while sent < most:
-            octets = piece if isinstance(piece, bytes) else piece()
-            sent += len(octets)
-            if not self.send(octets):
-                break
-            self.read()
-            if self.ended:
-                break
-        else:
-            raise AssertionError(f"{sent} bytes were taken without complaint")
-        return self.goaway()
 
 
 def request(path: str = "/direct", method: str = "GET") -> list[tuple[bytes, bytes]]:

@@ -6,6 +6,7 @@ mTLS between them. Applications run in threads of the test process.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import threading
@@ -21,6 +22,9 @@ from tests.support.sidecars import OUTBOUND, Sidecar
 
 TIMEOUT = 20.0
 DOMAIN = "shop.svc.cluster.local"
+WAYS = ("upstream", "connect", "detect")
+"""To an opaque server: a local port that is a named upstream; a CONNECT tunnel to a port that is declared or
+known to be opaque; one to a port that says nothing."""
 
 
 class Peer:
@@ -74,6 +78,8 @@ class Peer:
     def answer(self) -> tuple[bytes, bytes]:
         """Head and body of a final response, framed by content-length, chunks or the connection's end."""
         head = self.head()
+        while head.startswith(b"HTTP/1.1 1"):
+            head = self.head()
         lower = head.lower()
         length = re.search(rb"\r\ncontent-length: *([0-9]+)\r\n", lower)
         if b" 204 " in head[:13] or b" 304 " in head[:13]:
@@ -186,6 +192,15 @@ def ok(body: bytes = b"ok\n", *fields: str) -> bytes:
     return "\r\n".join(lines).encode() + body
 
 
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    """Everything up to the end, and the end; what comes behind a cut is lost."""
+    with contextlib.suppress(OSError):
+        source.settimeout(None)
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+
+
 class World:
     """`ports` are Service ports with the name of the Service in `service`; all replicas are `host`.
     `upstreams` maps local ports of the caller to names of them."""
@@ -241,6 +256,21 @@ class World:
         head = peer.head()
         assert head.startswith(b"HTTP/1.1 200 "), head
         return peer
+
+    def relay(self, authority: str) -> TcpApp:
+        """A local port for clients that know no proxies: each connection to it is a CONNECT tunnel."""
+
+        def serve(peer: Peer) -> None:
+            with self.tunnel(authority) as other:
+                peer.send(other.buffer)
+                back = threading.Thread(target=pump, args=(other.sock, peer.sock), daemon=True)
+                back.start()
+                pump(peer.sock, other.sock)
+                back.join(TIMEOUT)
+
+        made = TcpApp(loopback(), OUTBOUND, serve)
+        self.apps.append(made)
+        return made
 
     def detected(self) -> dict[str, int]:
         """The outbound listener's counts of detected protocols, `timeouts` among them."""

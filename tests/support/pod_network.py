@@ -40,6 +40,10 @@ class PodNetwork:
             _ip("-n", space, "link", "set", "eth0", "up")
             _ip("-n", space, "link", "set", "lo", "up")
 
+    def cut(self, name: str) -> None:
+        """Nothing reaches the pod any more, or comes from it, as when its node dies."""
+        _ip("link", "set", self._cable(name), "down")
+
     def down(self) -> None:
         for name in self.pods:
             _ip("link", "del", self._cable(name), must=False)

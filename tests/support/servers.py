@@ -1,5 +1,5 @@
-"""The real servers of Debian's packages as child processes: each on a loopback port, in a directory of its
-own, as a user of its own where it refuses root."""
+"""Real servers as child processes, most of them of Debian's packages: each on a loopback port, in a directory
+of its own, as a user of its own where it refuses root."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 from tests.support.processes import Process, eventually
@@ -101,6 +102,17 @@ def mariadb(host: str, port: int, directory: Path) -> Process:
     command += [f"--port={port}", f"--socket={directory}/socket", f"--pid-file={directory}/pid"]
     command += [f"--init-file={start}", "--skip-name-resolve"]
     return _listening(Process("mariadb", command, directory.parent), host, port)
+
+
+def smtp(host: str, port: int, directory: Path, certificate: tuple[bytes, bytes]) -> Process:
+    """Puts what it gets into the Maildir `directory/mail`; STARTTLS by `certificate` and key in PEM."""
+    directory.mkdir()
+    for name, content in zip(("server.crt", "server.key"), certificate, strict=True):
+        (directory / name).write_bytes(content)
+    command = [sys.executable, "-m", "aiosmtpd", "--nosetuid", "--listen", f"{host}:{port}"]
+    command += ["--tlscert", str(directory / "server.crt"), "--tlskey", str(directory / "server.key")]
+    command += ["--no-requiretls", "--class", "aiosmtpd.handlers.Mailbox", str(directory / "mail")]
+    return _listening(Process("smtp", command, directory.parent), host, port)
 
 
 class RabbitMq(Process):
