@@ -279,14 +279,13 @@ def test_every_port_of_the_control_plane_is_open_to_the_api_server() -> None:
 
 @needs_kustomize
 @pytest.mark.parametrize("kustomization", [name for name in KUSTOMIZATIONS if name != "examples/shop"])
-def test_the_autoscaler_alone_says_how_many_replicas_there_are(kustomization: str) -> None:
-    """It raises them to its least number without a metric, too; `apply` would set back another number."""
+def test_the_control_plane_starts_with_as_many_replicas_as_the_autoscaler_keeps(kustomization: str) -> None:
     objects = build(kustomization)
     least = {"deploy/k8s/overlays/production": 3}.get(kustomization, 2)
     scaled = one(objects, "HorizontalPodAutoscaler", "pilotfish-control-plane")["spec"]
     assert scaled["minReplicas"] == least
     target = one(objects, scaled["scaleTargetRef"]["kind"], scaled["scaleTargetRef"]["name"])
-    assert "replicas" not in target["spec"]
+    assert target["spec"]["replicas"] == least
 
 
 @needs_kustomize
