@@ -16,7 +16,6 @@ from sidecar.net.openssl import OpenSslError, ffi, last_error, lib
 
 MAX_REMEMBERED = 4096
 _SHA256 = lib.EVP_get_digestbyname(b"SHA256")
-_digest, _size = ffi.new("unsigned char[32]"), ffi.new("unsigned int *")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +48,17 @@ def uri_sans_of(certificate: x509.Certificate) -> tuple[str, ...]:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:
         return ()
+    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise ValueError(str(error)) from error
     return tuple(extension.value.get_values_for_type(x509.UniformResourceIdentifier))
 
 
 def digest_of(certificate: Any) -> bytes:
     """SHA-256 of an `X509 *` in DER form. Raises OpenSslError."""
-    if lib.X509_digest(certificate, _SHA256, _digest, _size) != 1:
+    digest = ffi.new("unsigned char[32]")  # another thread may run while OpenSSL does
+    if lib.X509_digest(certificate, _SHA256, digest, ffi.NULL) != 1:
         raise OpenSslError(last_error())
-    return bytes(ffi.buffer(_digest))
+    return bytes(ffi.buffer(digest))
 
 
 def python_of(certificate: Any) -> x509.Certificate:

@@ -12,31 +12,38 @@ because something could not be looked at.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 
 from sidecar.net.certificates import digest_of, python_of
 from sidecar.net.openssl import ffi, lib
 
 MAX_REMEMBERED = 4096
-_ISSUER_UNKNOWN = frozenset(
+_FOR_WANT_OF_ISSUERS = frozenset(
     {
         lib.X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT,
         lib.X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY,
         lib.X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE,
         lib.X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT,
         lib.X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN,
+        # By an issuer that was shown, which need not be the true one.
+        lib.X509_V_ERR_CERT_SIGNATURE_FAILURE,
+        lib.X509_V_ERR_PERMITTED_VIOLATION,
+        lib.X509_V_ERR_EXCLUDED_VIOLATION,
     }
 )
-"""What OpenSSL asks about; everything else that it finds wrong is wrong."""
+"""What OpenSSL may find wrong with a leaf for want of the issuers that are trusted."""
 _KEY_TOO_SMALL, _DIGEST_TOO_WEAK = 67, 68
 """X509_V_ERR_CA_KEY_TOO_SMALL and X509_V_ERR_CA_MD_TOO_WEAK, which the binding does not name."""
-_LEAST_RSA, _LEAST_EC = 2048, 224
-"""Bits: OpenSSL's security level 2."""
+_LEAST_RSA, _LEAST_EC = 1963, 224
+"""Bits: OpenSSL's security level 2, as OpenSSL rounds. The first is for DSA too, the second for its q."""
+
+_log = logging.getLogger(__name__)
 
 
 class PeerChains:
@@ -61,9 +68,17 @@ class PeerChains:
         """OpenSSL has found a certificate good, or something wrong."""
         if good:
             return 1
-        if lib.X509_STORE_CTX_get_error(context) not in _ISSUER_UNKNOWN:
+        # What is wrong with issuers that were shown matters only where no other way leads to a trusted one,
+        # and that is found out here.
+        of_leaf = not lib.X509_STORE_CTX_get_error_depth(context)
+        if of_leaf and lib.X509_STORE_CTX_get_error(context) not in _FOR_WANT_OF_ISSUERS:
             return 0
-        problem = self._problem(context)
+        try:
+            problem = self._problem(context)
+        except Exception:
+            _log.exception("a peer's certificate chain cannot be looked at")
+            problem = int(lib.X509_V_ERR_CERT_UNTRUSTED)
+        lib.ERR_clear_error()  # the reason is in the context; what OpenSSL says next is to be the first
         lib.X509_STORE_CTX_set_error(context, problem)
         return int(problem == lib.X509_V_OK)
 
@@ -91,7 +106,6 @@ class PeerChains:
         if lib.X509_STORE_CTX_init(context, self._trusted, leaf, shown) != 1:
             return int(lib.X509_V_ERR_OUT_OF_MEM), 0.0
         if lib.X509_verify_cert(context) != 1:
-            lib.ERR_clear_error()  # the reason is in the context; what OpenSSL says next is to be the first
             return int(lib.X509_STORE_CTX_get_error(context) or lib.X509_V_ERR_CERT_UNTRUSTED), 0.0
         chain = lib.X509_STORE_CTX_get1_chain(context)
         try:
@@ -110,13 +124,18 @@ def _weakness(chain: list[x509.Certificate]) -> int:
     for certificate in chain[:-1]:  # nobody relies on the signature of what is trusted itself
         if isinstance(certificate.signature_hash_algorithm, hashes.MD5 | hashes.SHA1):
             return _DIGEST_TOO_WEAK
-    for certificate in chain:
-        key = certificate.public_key()
-        if isinstance(key, rsa.RSAPublicKey) and key.key_size < _LEAST_RSA:
-            return _KEY_TOO_SMALL
-        if isinstance(key, ec.EllipticCurvePublicKey) and key.key_size < _LEAST_EC:
-            return _KEY_TOO_SMALL
+    if any(_too_small(certificate.public_key()) for certificate in chain):
+        return _KEY_TOO_SMALL
     return int(lib.X509_V_OK)
+
+
+def _too_small(key: object) -> bool:
+    if isinstance(key, dsa.DSAPublicKey):
+        q = key.public_numbers().parameter_numbers.q
+        return key.key_size < _LEAST_RSA or q.bit_length() < _LEAST_EC
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return key.key_size < _LEAST_EC
+    return isinstance(key, rsa.RSAPublicKey) and key.key_size < _LEAST_RSA
 
 
 def _free(chain: Any) -> None:
