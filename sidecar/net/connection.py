@@ -14,6 +14,7 @@ import asyncio
 import os
 import socket
 import struct
+from collections.abc import Callable
 from typing import cast
 
 from sidecar.net.certificates import NO_CERTIFICATE
@@ -425,10 +426,18 @@ class Connection(asyncio.BufferedProtocol):
     def _feed(self, data: bytes) -> None:
         codec = self.codec
         assert codec is not None
-        self._receiving = True
-        codec.receive(data)
-        self._receiving = False
+        self._call(codec.receive, data)
         self._flush()
+
+    def _call(self, receive: Callable[..., None], *data: bytes) -> None:
+        """Of a codec, which raises only where it has a bug: that is the end, as if the loop had called it."""
+        self._receiving = True
+        try:
+            receive(*data)
+        except BaseException:
+            self.abort("internal error")
+            raise
+        self._receiving = False
 
     def _receive_eof(self) -> None:
         """FIN or close_notify, of which a codec hears once."""
@@ -437,9 +446,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._eof_told:
             return
         self._eof_told = True
-        self._receiving = True
-        codec.receive_eof()
-        self._receiving = False
+        self._call(codec.receive_eof)
         self._flush()
         if self._closing or self._half_closing or getattr(codec, "behind", False):
             return

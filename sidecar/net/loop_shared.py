@@ -5,7 +5,6 @@ from __future__ import annotations
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from typing import Protocol
-from weakref import WeakKeyDictionary
 
 from sidecar.net.handshakes import HandshakeQueue
 from sidecar.net.peer_watch import LOOK_INTERVAL
@@ -67,12 +66,13 @@ class LoopShared:
         return f"<LoopShared {self.flushes!r} {self.handshakes!r} {self.lingers!r} {self.looks!r}>"
 
 
-_shared: WeakKeyDictionary[AbstractEventLoop, LoopShared] = WeakKeyDictionary()
+_ATTRIBUTE = "_pilotfish_shared"
 
 
 def shared_of(loop: AbstractEventLoop) -> LoopShared:
-    """The loop's one."""
-    shared = _shared.get(loop)
+    """The loop's one, which it keeps itself: what is shared calls the loop, and would keep it alive."""
+    shared: LoopShared | None = getattr(loop, _ATTRIBUTE, None)
     if shared is None:
-        shared = _shared[loop] = LoopShared(loop)
+        shared = LoopShared(loop)
+        setattr(loop, _ATTRIBUTE, shared)
     return shared

@@ -290,6 +290,8 @@ class TlsSession:
 
     def encrypt(self, data: bytes) -> list[bytes]:
         """Records to write; `data` is not empty. Raises TlsError when the session is dead or closed by us."""
+        if self.error:
+            raise TlsError(self.error)
         if self._output:
             return [self.take_output(), *self.encrypt(data)]
         size = len(data)

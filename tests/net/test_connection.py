@@ -343,3 +343,25 @@ def test_reset_by_the_peer_is_named() -> None:
             assert codec.lost == "connection reset by peer"
 
     run(main)
+
+
+def test_a_codec_that_fails_on_what_was_read_before_it_ends_its_connection() -> None:
+    class Broken(RecordingCodec):
+        def receive(self, data: bytes) -> None:
+            raise RuntimeError("a bug")
+
+    async def main() -> None:
+        owner = Owner()
+        async with Server(owner) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(b"early")
+            await until(lambda: owner.unread)
+            codec = Broken()
+            with pytest.raises(RuntimeError):
+                server.connections[0].set_codec(codec)
+            await until(lambda: codec.lost == "internal error")
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            writer.close()
+
+    run(main)

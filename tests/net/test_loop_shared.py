@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
+import uvloop
 
-from sidecar.net.loop_shared import FlushQueue
+from sidecar.net.loop_shared import FlushQueue, shared_of
 from tests.support.virtual_clock import VirtualClock
 
 
@@ -53,3 +57,14 @@ def test_one_that_fails_holds_up_no_other() -> None:
         clock.turn()
     clock.turn()
     assert (written, clock.pending) == (["bad", "good"], 0)
+
+
+def test_what_is_shared_ends_with_its_loop() -> None:
+    for make_loop in (asyncio.new_event_loop, uvloop.new_event_loop):
+        loop = make_loop()
+        assert shared_of(loop) is shared_of(loop)
+        gone = weakref.ref(loop)
+        loop.close()
+        del loop
+        gc.collect()
+        assert gone() is None
