@@ -74,6 +74,7 @@ class RouterRequest:
         "timeouts",
         "timer",
         "trailers",
+        "whole_at",
     )
 
     def __init__(self, exchange: Exchange) -> None:
@@ -99,6 +100,8 @@ class RouterRequest:
         self.consumed = 0
         self.response_started = False
         self.route_name = "unknown"
+        self.whole_at = 0.0
+        """When the body ended, if that was before its route was known."""
         self.timeout = 0.0
         """Seconds that the route allows, 0.0 without a limit."""
         self.deadline = 0.0
@@ -174,7 +177,7 @@ class RouterRequest:
                 self.timeout = asked
                 self.deadline = exchange.started + asked if asked else 0.0
         if self.timeout and (self.deadline or self.body_ended):
-            self._arm_timeout(exchange.started, now)
+            self._arm_timeout(exchange.started if self.deadline else self.whole_at or exchange.started, now)
         self._try("")
 
     def _arm_timeout(self, began: float, now: float) -> None:
@@ -324,7 +327,10 @@ class RouterRequest:
     def _on_request_end(self) -> None:
         self.body_ended = True
         plan = self.plan
-        if plan is None or self.response_started:
+        if plan is None:
+            self.whole_at = self.exchange.context.now()
+            return
+        if self.response_started:
             return
         if self.timeout and self.timer is None and self.timeouts is None:
             now = self.exchange.context.now()

@@ -7,6 +7,8 @@ out. They begin in the order in which they would end, so the first is always the
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import takewhile
+from math import inf
 from typing import Any, Protocol
 
 
@@ -56,12 +58,11 @@ class Timeouts:
     def _expire(self) -> None:
         waiting, now = self._waiting, self._now()
         try:
-            while waiting:
-                waiter = next(iter(waiting))
-                if waiting[waiter] > now:
-                    break
-                del waiting[waiter]
-                waiter.on_timeout(self._seconds)
+            # Not the first again and again: a dictionary looks for it past all that have gone.
+            for waiter in [*takewhile(lambda each: waiting[each] <= now, waiting)]:
+                if waiting.get(waiter, inf) <= now:  # else it was ended by one before it
+                    del waiting[waiter]
+                    waiter.on_timeout(self._seconds)
         finally:
             self._timer = None
             if waiting:
