@@ -28,6 +28,22 @@ Field = tuple[bytes, bytes]
 """One header field: lower-case name, value without surrounding white space."""
 
 
+class NeverIndexed(tuple[bytes, bytes]):
+    """A field that its sender marked as never to be indexed (RFC 7541 section 6.2.3).
+
+    Equal to the plain pair. Whoever forwards it must encode it in the same way, which the encoder does
+    as long as the object is passed on.
+    """
+
+    __slots__ = ()
+
+
+class NeverIndexedValue(bytes):
+    """The path or the authority of a request that came as such a field."""
+
+    __slots__ = ()
+
+
 class ErrorCode(IntEnum):
     """HTTP/2 error codes (RFC 9113 section 7); HTTP/1 and TCP map theirs onto them."""
 

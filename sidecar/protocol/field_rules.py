@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from sidecar.protocol.events import Field, RequestHead, ResponseHead
+from sidecar.protocol.events import Field, NeverIndexed, NeverIndexedValue, RequestHead, ResponseHead
 
 NO_LENGTH = -1
 """No `content-length`: any amount of body is right."""
@@ -172,14 +172,15 @@ _RESPONSE_PSEUDO = frozenset({b":status"})
 
 def _take_pseudo(fields: Sequence[Field], pseudo: dict[bytes, bytes], allowed: frozenset[bytes]) -> int:
     """Fill `pseudo`; returns where the regular fields begin (RFC 9113 section 8.3)."""
-    for position, (name, value) in enumerate(fields):
+    for position, field in enumerate(fields):
+        name, value = field
         if not name.startswith(b":"):
             return position
         if name not in allowed:
             raise MalformedError(f"unexpected pseudo-header field {_shown(name)}")
         if name in pseudo:
             raise MalformedError(f"{_shown(name)} comes twice")
-        pseudo[name] = value
+        pseudo[name] = NeverIndexedValue(value) if type(field) is NeverIndexed else value
     return len(fields)
 
 

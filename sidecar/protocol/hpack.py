@@ -14,7 +14,7 @@ import re
 
 from hpack.table import HeaderTable
 
-from sidecar.protocol.events import Field, RequestHead, ResponseHead
+from sidecar.protocol.events import Field, NeverIndexed, RequestHead, ResponseHead
 from sidecar.protocol.huffman import HuffmanCache, HuffmanError
 
 STATIC_TABLE: tuple[Field, ...] = tuple((bytes(n), bytes(v)) for n, v in HeaderTable.STATIC_TABLE)
@@ -50,16 +50,6 @@ class HpackError(Exception):
 
 class HpackBombError(Exception):
     """The block decodes to many times the limit: not worth the work of keeping in step."""
-
-
-class NeverIndexed(tuple[bytes, bytes]):
-    """A field that its sender marked as never to be indexed (RFC 7541 section 6.2.3).
-
-    Equal to the plain pair. Whoever forwards it must encode it in the same way, which the encoder does
-    as long as the object is passed on.
-    """
-
-    __slots__ = ()
 
 
 class HeaderBlock:

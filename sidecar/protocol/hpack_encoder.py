@@ -21,13 +21,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sidecar.protocol.events import Field, RequestHead, ResponseHead
+from sidecar.protocol.events import Field, NeverIndexed, NeverIndexedValue, RequestHead, ResponseHead
 from sidecar.protocol.hpack import (
     DEFAULT_TABLE_SIZE,
     ENTRY_OVERHEAD,
     STATIC_LENGTH,
     STATIC_TABLE,
-    NeverIndexed,
 )
 
 _MAX_REMEMBERED = 64
@@ -133,7 +132,7 @@ class HpackEncoder:
 
     def _with_path(self, head: RequestHead, before: bytes, behind: bytes) -> bytes:
         inserted = self._inserted
-        block = before + self._pair((b":path", head.path))
+        block = before + self._pair(_pseudo(b":path", head.path))
         self._earn_credit()
         if self._inserted != inserted:
             return block + self._pairs(_behind_path(head))
@@ -147,9 +146,9 @@ class HpackEncoder:
         if head.scheme:
             pairs.append((b":scheme", head.scheme))
         if head.authority:
-            pairs.append((b":authority", head.authority))
+            pairs.append(_pseudo(b":authority", head.authority))
         before = self._pairs(pairs)
-        path = self._pair((b":path", head.path)) if head.path else b""
+        path = self._pair(_pseudo(b":path", head.path)) if head.path else b""
         behind = self._pairs(_behind_path(head))
         block = before + path + behind
         self._earn_credit()
@@ -220,7 +219,7 @@ class HpackEncoder:
             octets += encode_integer(self._max_size, 0x1F, 0x20)
             self._update_pending = False
         for pair in pairs:
-            octets += _STATIC.get(pair) or self._pair(pair)
+            octets += self._pair(pair)
         return bytes(octets)
 
     def _earn_credit(self) -> None:
@@ -228,11 +227,13 @@ class HpackEncoder:
             self._credit += 1
 
     def _pair(self, pair: Field) -> bytes:
+        if type(pair) is not tuple:
+            return self._literal(pair)
         code = _STATIC.get(pair)
         if code is not None:
             return code
         number = self._indices.get(pair)
-        if number is not None and type(pair) is tuple:
+        if number is not None:
             return _INDEXED[STATIC_LENGTH + 1 + self._inserted - number]
         return self._literal(pair)
 
@@ -296,6 +297,10 @@ class HpackEncoder:
             f"<HpackEncoder entries={len(self._entries)} size={self._size}/{self._max_size} "
             f"remembered={len(self._blocks) + len(self._requests)}>"
         )
+
+
+def _pseudo(name: bytes, value: bytes) -> Field:
+    return NeverIndexed((name, value)) if type(value) is NeverIndexedValue else (name, value)
 
 
 def _behind_path(head: RequestHead) -> tuple[Field, ...]:

@@ -7,8 +7,9 @@ import random
 import hpack
 import pytest
 
-from sidecar.protocol.events import RequestHead, ResponseHead
-from sidecar.protocol.hpack import HeaderBlock, HpackBombError, HpackDecoder, HpackError, NeverIndexed
+from sidecar.protocol.events import NeverIndexed, RequestHead, ResponseHead
+from sidecar.protocol.field_rules import request_head
+from sidecar.protocol.hpack import HeaderBlock, HpackBombError, HpackDecoder, HpackError
 from sidecar.protocol.hpack_encoder import HpackEncoder, encode_integer
 from sidecar.protocol.huffman import HuffmanCache, HuffmanError, huffman_decode
 
@@ -296,6 +297,22 @@ def test_never_indexed_fields_stay_so_when_forwarded() -> None:
         assert octets.endswith(b"\x10\x01x\x01y")
         octets = encoder.request(RequestHead(b"GET", b"http", b"a", b"/", (), (fields[-1],)))
         assert octets.endswith(b"\x10\x01x\x01y")
+
+
+def test_a_path_and_an_authority_that_came_never_indexed_leave_so() -> None:
+    decoder, encoder, peer = new_decoder(), HpackEncoder(trusted_peer=True), hpack.Decoder()
+    fields = decode(decoder, b"\x82\x86\x14\x02/x\x11\x01a")
+    head, _ = request_head(fields, False)
+    for path in (head.path, head.path, head.path, b"/y"):
+        octets = encoder.request(head.vary(path, ()))
+        marked = [tuple(f) for f in peer.decode(octets, raw=True) if type(f) is hpack.NeverIndexedHeaderTuple]
+        assert marked == [(b":authority", b"a"), (b":path", b"/x")][: 2 if path is head.path else 1]
+
+
+def test_a_never_indexed_field_that_is_in_the_static_table_too_is_a_literal() -> None:
+    field = NeverIndexed((b"accept-encoding", b"gzip, deflate"))
+    octets = HpackEncoder().request(RequestHead(b"GET", b"http", b"a", b"/", (field,)))
+    assert octets.endswith(b"\x1f\x01\x0dgzip, deflate")
 
 
 def test_heads_that_are_not_repeated_are_not_remembered() -> None:
