@@ -165,6 +165,7 @@ class CompiledRoutes:
         "_prefixes",
         "_suffixes",
         "config",
+        "identity",
         "is_static",
         "name",
         "virtual_hosts",
@@ -172,6 +173,8 @@ class CompiledRoutes:
 
     def __init__(self, config: RouteConfiguration) -> None:
         self.config = config
+        self.identity = object()
+        """For those who remember what they made by this table, and must not keep it."""
         self.name = config.name
         self.virtual_hosts = tuple(CompiledVirtualHost(config, host) for host in config.virtual_hosts)
         self.is_static = all(host.is_static for host in self.virtual_hosts)

@@ -20,7 +20,8 @@ from sidecar.upstream.cluster_manager import PASSTHROUGH
 
 _MAX_PATHS = 64
 """Paths whose route is remembered, for heads that differ in the path alone."""
-_Plans = tuple[CompiledRoutes, dict[bytes, "Plan"], dict[CompiledRoute, "Plan"]]
+_Plans = tuple[object, dict[bytes, "Plan"], dict[CompiledRoute, "Plan"]]
+"""With the identity of the route table, not the table: heads that connections share outlive many."""
 
 
 @dataclass(slots=True)
@@ -138,8 +139,8 @@ def plan_for(
     """The plan, or the route itself when it answers without a cluster (redirect, direct response), or
     None when no route matches."""
     memo: _Plans | None = head.memo.get("plans")
-    if memo is None or memo[0] is not routes:
-        memo = head.memo["plans"] = (routes, {}, {})
+    if memo is None or memo[0] is not routes.identity:
+        memo = head.memo["plans"] = (routes.identity, {}, {})
     _, by_path, by_route = memo
     plan = by_path.get(head.path)
     if plan is None:

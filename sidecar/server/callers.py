@@ -6,7 +6,7 @@ is shared by connections whose heads mean the same, down to the caller's identit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mesh_api.names import MESH_ALPN
 from sidecar.config.resources import ClientCert, Http2Options, SocketAddress
@@ -54,6 +54,9 @@ class Caller:
     client_cert: tuple[Field, ...]
     keep_client_cert: bool
     h2_options: H2Options
+    alone: H2Options
+    """The same for connections that share nothing: each has a destination of its own, and equal octets mean
+    something else on it."""
 
     def downstream(self, remote: tuple[str, int], http2: bool) -> Downstream:
         """One of its connections."""
@@ -107,7 +110,7 @@ class Callers:
             self._context.in_mesh,
             common_blocks={},
         )
-        return Caller(identity, added, keep, options)
+        return Caller(identity, added, keep, options, replace(options, common_blocks=None))
 
     def h1(self, local: tuple[str, int]) -> tuple[H1Options, dict[bytes, ParsedRequest]]:
         """Options of HTTP/1 connections to this address, and heads that those without an identity share."""

@@ -118,7 +118,6 @@ class HttpChain:
 
     def serve(self, conn: Connection, protocol: Protocol, context: HttpContext | None = None) -> None:
         """Give the connection a codec and a manager, and a context of its own if it has one."""
-        context = context or self.context
         stats = self.stats
         name = protocol.name.lower()
         stats.detected[name] = stats.detected.get(name, 0) + 1
@@ -126,10 +125,12 @@ class HttpChain:
         caller = self._callers.of(conn)
         downstream = caller.downstream(conn.peer.remote, http2)
         tunnel = self._on_tunnel if self._tunnel is not None else None
-        manager = ConnectionManager(context, conn, downstream, stats, self.managers.discard, tunnel)
+        of_all = context or self.context
+        manager = ConnectionManager(of_all, conn, downstream, stats, self.managers.discard, tunnel)
         self.managers.add(manager)
         if http2:
-            conn.set_codec(self._make_h2(False, manager, caller.h2_options))
+            options2 = caller.h2_options if context is None else caller.alone
+            conn.set_codec(self._make_h2(False, manager, options2))
         else:
             options, heads = self._callers.h1(conn.peer.local)
             # What is made of a head once depends on the caller's identity, but not on its address.

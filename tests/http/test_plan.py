@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+
+from sidecar.config.matcher import CompiledRoutes
 from sidecar.config.resources import HeaderOperation, Route, RouteAction, RouteMatch, WeightedCluster
 from sidecar.protocol.events import Field, RequestHead, ResponseHead
 from tests.support.exchange_rig import RecordingCluster, Rig, get, route, table
@@ -59,8 +62,17 @@ def test_a_repeated_head_costs_one_plan_and_a_new_table_makes_a_new_one() -> Non
     rig.routes.table = table(route(match=RouteMatch(path="/")))
     sent(rig, head)
     memo = head.memo["plans"]
-    assert memo[0] is rig.routes.table
+    assert memo[0] is rig.routes.table.identity
     assert len(memo[2]) == 1
+
+
+def test_a_head_keeps_no_table_alive() -> None:
+    """Heads are remembered for connections to come, and tables are replaced with each change."""
+    rig = Rig()
+    head = get()
+    sent(rig, head)
+    of_head = gc.get_referents(head.memo, *head.memo.values(), *head.memo["plans"])
+    assert not any(isinstance(one, CompiledRoutes) for one in of_head)
 
 
 def test_heads_that_differ_in_the_path_share_a_plan_where_they_share_a_route() -> None:
