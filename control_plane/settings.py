@@ -59,9 +59,9 @@ class Settings:
     tracing_cluster: str = ""
     """Static cluster of each sidecar's bootstrap that takes OTLP; empty: nothing is exported."""
     access_log: bool = True
+    """Whether sidecars write an access log."""
     overload_protection: bool = True
     """Sidecars limit what their application is given at once (adaptive concurrency)."""
-    """Whether sidecars write an access log."""
     stop_grace: timedelta = timedelta(seconds=5)
     injector: str = ""
     """`HOST:PORT` of the webhook that gives new pods their sidecar, HTTPS; empty: there is none."""

@@ -1,7 +1,8 @@
 """Overload protection: what is over the application's limit is answered 503 at once.
 
 An HTTP filter (Envoy `AdaptiveConcurrency`), put by the control plane before the router of inbound listeners.
-A queue would only make every answer late. Health checks always pass. `concurrency_limit.py` learns the limit.
+A queue would only make every answer late. Health checks pass (`health_checks.py`). `concurrency_limit.py`
+learns the limit.
 
 A request holds a place until its response head, and only that time is measured: what streams afterwards
 (server-sent events, gRPC streams, WebSocket, CONNECT) holds none. A head that came before the request had
@@ -14,14 +15,15 @@ from typing import TYPE_CHECKING
 
 from sidecar.config.resources import AdaptiveConcurrency
 from sidecar.filters.concurrency_limit import ConcurrencyLimit
+from sidecar.filters.health_checks import is_health_check
 from sidecar.http.local_reply import LocalReply
 
 if TYPE_CHECKING:
     from sidecar.http.exchange import Exchange
 
 GRPC_RESOURCE_EXHAUSTED = 8
-_HEALTH_PATH = b"/grpc.health.v1.Health/"
-_PROBE = b"kube-probe/"
+HEALTH_CHECKS_AT_ONCE = 64
+"""Beyond, they are requests like others: anybody can name himself a health check."""
 
 
 class AdaptiveConcurrencyFilter:
@@ -33,7 +35,7 @@ class AdaptiveConcurrencyFilter:
         """Those on their way."""
 
     def on_request(self, exchange: Exchange) -> LocalReply | None:
-        if is_health_check(exchange):
+        if is_health_check(exchange.head) and len(self._health_checks) < HEALTH_CHECKS_AT_ONCE:
             self._health_checks.add(exchange)
             return None
         limit = self.limit
@@ -60,12 +62,3 @@ class AdaptiveConcurrencyFilter:
 
     def __repr__(self) -> str:
         return f"<AdaptiveConcurrencyFilter {self.limit!r}>"
-
-
-def is_health_check(exchange: Exchange) -> bool:
-    """The kubelet's probes and gRPC's health service."""
-    head = exchange.head
-    if head.path.startswith(_HEALTH_PATH):
-        return True
-    agent = head.get(b"user-agent")
-    return agent is not None and agent.startswith(_PROBE)
