@@ -28,7 +28,7 @@ from sidecar.identity.certificate_provider import CertificateProvider
 from sidecar.identity.tls_contexts import TlsConfigError, TlsContexts
 from sidecar.net.connection import connect
 from sidecar.net.grpc_client import GrpcChannel
-from sidecar.pod import Pod
+from sidecar.pod import OutboundUntil, Pod
 from sidecar.probes import AppProbes
 from sidecar.protocol.events import Codec, ConnectionHandler
 from sidecar.protocol.h1 import H1ClientCodec, H1Options
@@ -110,7 +110,10 @@ async def _serve(
         if problem is not None:
             raise problem
         await stopping
-        spawn(applications_end(pod), "end of the applications").add_done_callback(lambda _: ended.set())
+        if pod.outbound_until is OutboundUntil.SIGTERM:
+            ended.set()
+        else:
+            spawn(applications_end(pod), "end of the applications").add_done_callback(lambda _: ended.set())
         # Also when SIGTERM came first: listeners may serve while discovery is still awaited.
         await sidecar.drain(drain_deadline, ended)
     finally:

@@ -24,7 +24,7 @@ from sidecar.config.resources import (
     RouteMatch,
     VirtualHost,
 )
-from sidecar.protocol.events import RequestHead
+from sidecar.protocol.events import NeverIndexedValue, RequestHead
 
 _PORT = re.compile(rb":[0-9]+\Z")
 
@@ -81,7 +81,10 @@ class CompiledRoute:
 
     def rewrite_path(self, path: bytes) -> bytes:
         """The path (with query) to send upstream for a request that this route matched."""
-        return path if self._rewrite is None or path == b"*" else self._rewrite(path)
+        if self._rewrite is None or path == b"*":
+            return path
+        rewritten = self._rewrite(path)
+        return NeverIndexedValue(rewritten) if type(path) is NeverIndexedValue else rewritten
 
     def __repr__(self) -> str:
         return f"<CompiledRoute {self.name} static={self.is_static} conditions={len(self.conditions)}>"

@@ -1,6 +1,6 @@
 """Configuration as the data plane sees it: plain frozen dataclasses, already validated.
 
-`decode.py` makes them from Envoy v3 protobuf; nothing behind it knows protobuf. Times are seconds as
+`decode/` makes them from Envoy v3 protobuf; nothing behind it knows protobuf. Times are seconds as
 float; 0.0 for a timeout means none. Names of fields follow Envoy's where there is one.
 Two equal objects mean the same behaviour: unchanged clusters are found by comparing them.
 """

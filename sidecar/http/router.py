@@ -29,7 +29,7 @@ from sidecar.http.direct import direct_reply
 from sidecar.http.forwarding import rewrite_response, strip
 from sidecar.http.grpc_timeout import format_grpc_timeout, grpc_deadline
 from sidecar.http.local_reply import LocalReply
-from sidecar.http.plan import Plan, Target, is_grpc_request, plan_for
+from sidecar.http.plan import Plan, Target, is_grpc_request, plan_for, stats_for
 from sidecar.http.retry import Failure, classify, retries_failure, retries_grpc_status, retries_status
 from sidecar.protocol.events import ErrorCode, Field, RequestHead, Reset, ResponseHead, Stream
 
@@ -136,6 +136,8 @@ class RouterRequest:
     def _on_no_routes(self, seconds: float) -> None:
         authority = self.exchange.head.authority.decode("latin-1")
         text = f"no route for {authority} was known within {seconds:g} s (grpc-timeout)"
+        stats = stats_for(self.exchange.context, self.exchange.downstream, self.route_name, "unknown")
+        stats.timeouts += 1
         self.cancel(text)
         self.exchange.reply(LocalReply(504, "UT", text))
 

@@ -1,7 +1,8 @@
 """Time limits of one length, of which nearly none is ever reached: one timer of the loop serves them all.
 
-Used by the router for every request: to begin and to end a wait is to put it into a dictionary and to take it
-out. They begin in the order in which they would end, so the first is always the next to look at.
+Used by the router for every request, and by whatever waits for connections: to begin and to end a wait is to
+put it into a dictionary and to take it out. They begin in the order in which they would end, so the first is
+always the next to look at.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ class HttpChain:
         manager = ConnectionManager(of_all, conn, downstream, stats, self.managers.discard, tunnel)
         self.managers.add(manager)
         if http2:
-            options2 = caller.h2_options if context is None else caller.alone
+            options2 = caller.h2_options if of_all is self.context else caller.alone
             conn.set_codec(self._make_h2(False, manager, options2))
         else:
             options, heads = self._callers.h1(conn.peer.local)

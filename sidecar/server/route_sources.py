@@ -1,6 +1,6 @@
 """Where an HTTP connection manager finds its route table: in itself, over RDS, or by authority.
 
-Made by `snapshot.py`; asked by the router for every request.
+Made by `chain_factory.py`; asked by the router for every request.
 """
 
 from __future__ import annotations

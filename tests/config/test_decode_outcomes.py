@@ -330,11 +330,13 @@ def test_a_listener_that_takes_redirected_connections() -> None:
     assert (found.listener_filters_timeout, found.continue_on_timeout) == (0.1, True)
 
 
-def test_ipv4_compat_of_all_ipv6_addresses_is_all_addresses() -> None:
+@pytest.mark.parametrize("all_ipv6", ["::", "0::0", "0:0:0:0:0:0:0:0"])
+def test_ipv4_compat_of_all_ipv6_addresses_is_all_addresses(all_ipv6: str) -> None:
     tree = small()
-    put(tree, f"{LISTENER}.address.socket_address", {"address": "::", "port_value": 80, "ipv4_compat": True})
+    listening = {"address": all_ipv6, "port_value": 80, "ipv4_compat": True}
+    put(tree, f"{LISTENER}.address.socket_address", listening)
     found = load(tree)
-    assert found.listeners[0].address == SocketAddress("::", 80)
+    assert found.listeners[0].address == SocketAddress(all_ipv6, 80)
     assert found.listeners[0].additional_addresses == (SocketAddress("0.0.0.0", 80),)
     assert found.without_effect == ()
 

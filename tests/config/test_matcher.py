@@ -22,7 +22,7 @@ from sidecar.config.resources import (
     VirtualHost,
     WeightedCluster,
 )
-from sidecar.protocol.events import RequestHead
+from sidecar.protocol.events import NeverIndexedValue, RequestHead
 
 ACTION = RouteAction((WeightedCluster("app", 1),))
 
@@ -312,7 +312,13 @@ def test_the_retry_policy_of_a_route_replaces_the_one_of_its_virtual_host() -> N
 def test_rewritten_paths_keep_their_query(
     match: RouteMatch, action: RouteAction, path: bytes, expected: bytes
 ) -> None:
-    assert only(match, action=action).rewrite_path(path) == expected
+    rewritten = only(match, action=action).rewrite_path(path)
+    assert rewritten == expected
+    assert type(rewritten) is bytes
+    # RFC 7541 section 6.2.3: what came never indexed stays so.
+    secret = only(match, action=action).rewrite_path(NeverIndexedValue(path))
+    assert secret == expected
+    assert type(secret) is NeverIndexedValue
 
 
 def test_unnamed_routes_are_named_by_their_place() -> None:

@@ -99,6 +99,7 @@ def test_a_grpc_callers_deadline_ends_the_wait_for_a_route() -> None:
     assert stream.heads[0].get(b"grpc-status") == b"4"
     assert stream.heads[0].get(b"grpc-message") == b"no route for users was known within 0.5 s (grpc-timeout)"
     assert exchange.flag == "UT"
+    assert [(stats.requests, stats.timeouts) for stats in exchange.downstream.stats.values()] == [(1, 1)]
     rig.assert_settled()
 
 

@@ -109,6 +109,7 @@ def test_requests_in_flight_finish_and_the_exit_status_is_0(alone: Alone) -> Non
             assert [answer.body for answer in answers] == [b"waited\n"]
     assert alone.sidecar.wait() == 0
     assert "drained" in alone.sidecar.log()
+    assert "until the applications have ended" not in alone.sidecar.log()  # it knows of none
 
 
 def test_between_the_two_goaways_new_streams_are_still_served(alone: Alone) -> None:

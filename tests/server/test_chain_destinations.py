@@ -65,8 +65,11 @@ class SharedRig(Rig):
     def make_h2(self, client: bool, handler: ConnectionHandler, options: H2Options) -> H2Codec:
         return H2Codec(client, handler, options)
 
-    def connect(self, conn: FakeConnection, destination: str = "users") -> FakeConnection:
-        context = replace(self.context, routes=cast(Any, RecordingRoutes(self.tables[destination])))
+    def connect(self, conn: FakeConnection, destination: str | None = None) -> FakeConnection:
+        """With a `destination`, one of its own; without, as the listener's other connections."""
+        context = None
+        if destination is not None:
+            context = replace(self.context, routes=cast(Any, RecordingRoutes(self.tables[destination])))
         self.chain.serve(cast(Connection, conn), Protocol.HTTP2, context)
         return conn
 
@@ -92,10 +95,13 @@ def test_captured_connections_go_each_to_its_own_destination() -> None:
 
 def test_a_route_table_that_has_changed_is_used_by_connections_that_come_later() -> None:
     rig = SharedRig()
-    rig.connect(FakeConnection(), "a").request()
-    rig.tables["a"] = table_to("b")
-    rig.connect(FakeConnection(), "a").request()
-    assert (len(rig.answered("a")), len(rig.answered("b"))) == (1, 1)
+    before = rig.connect(FakeConnection())
+    for destination in ("a", "b"):
+        rig.routes.table = rig.tables[destination]
+        for _ in range(2):
+            rig.connect(FakeConnection()).request()
+            before.request()
+    assert (len(rig.answered("a")), len(rig.answered("b"))) == (4, 4)
 
 
 def test_the_application_is_told_of_each_caller_who_it_is() -> None:

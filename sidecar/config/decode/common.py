@@ -55,8 +55,10 @@ _MAX_WINDOW = 0x7FFFFFFF
 def listening_addresses(view: View) -> tuple[SocketAddress, ...]:
     """Where one `core.v3.Address` listens: `::` with `ipv4_compat` is all addresses of both families."""
     found = address(view, 0, ip_only=True, fields=_LISTENING_ADDRESS)
-    if found.host == "::" and view.message.socket_address.ipv4_compat:
-        return found, SocketAddress("0.0.0.0", found.port)
+    if view.message.socket_address.ipv4_compat and is_ip(found.host):
+        ip = ipaddress.ip_address(found.host)
+        if ip.version == 6 and ip.is_unspecified:
+            return found, SocketAddress("0.0.0.0", found.port)
     return (found,)
 
 
