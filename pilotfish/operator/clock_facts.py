@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from mesh_api.names import ADMIN_PORT, SIDECAR_CONTAINER
-from pilotfish.operator.api import at_once
 from pilotfish.operator.errors import ApiError
 from pilotfish.operator.facts import Fact, failed, ok, some, warning
 from pilotfish.operator.pods import container_state, full_name
@@ -112,9 +111,8 @@ def sidecars(world: World) -> Iterator[Fact]:
     running = [pod for pod in world.meshed if (container_state(pod, SIDECAR_CONTAINER) or {}).get("ready")]
     by_node = {pod["spec"].get("nodeName") or full_name(pod): pod for pod in reversed(running)}
     asked = [by_node[node] for node in sorted(by_node)][:MOST]
-    told = dict(
-        zip(map(full_name, asked), at_once(lambda pod: _sidecar_ahead(world, pod), asked), strict=True)
-    )
+    answers = world.api.at_once(lambda pod: _sidecar_ahead(world, pod), asked)
+    told = dict(zip(map(full_name, asked), answers, strict=True))
     reference = _reference(world)
     silent = {name: error for name, error in told.items() if isinstance(error, ApiError)}
     ahead = {name: seconds + reference.ahead for name, seconds in told.items() if isinstance(seconds, float)}

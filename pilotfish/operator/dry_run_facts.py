@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from control_plane.injector.sidecar_container import InjectionSettings
 from mesh_api.names import GROUP, INJECTED_LABEL, SIDECAR_CONTAINER
-from pilotfish.operator.api import at_once
 from pilotfish.operator.errors import RIGHTS_PAGE, WEBHOOK_PAGE
 from pilotfish.operator.facts import Fact, State, some
 from pilotfish.operator.kinds import PODS, missing_right
@@ -123,7 +122,7 @@ def new_pods(world: World) -> Iterator[Fact]:
     if world.webhook is None or not world.labelled:
         return
     tried, known = world.labelled[:MOST], len(world.labelled)
-    answers = at_once(lambda namespace: world.api.dry_run(PODS, namespace, probe_pod()), tried)
+    answers = world.api.at_once(lambda namespace: world.api.dry_run(PODS, namespace, probe_pod()), tried)
     found: dict[Verdict, dict[str, str]] = defaultdict(dict)
     for namespace, answer in zip(tried, answers, strict=True):
         verdict, message = verdict_of(answer)
