@@ -111,11 +111,11 @@ def sidecars(world: World) -> Iterator[Fact]:
     running = [pod for pod in world.meshed if (container_state(pod, SIDECAR_CONTAINER) or {}).get("ready")]
     by_node = {pod["spec"].get("nodeName") or full_name(pod): pod for pod in reversed(running)}
     asked = [by_node[node] for node in sorted(by_node)][:MOST]
-    answers = world.api.at_once(lambda pod: _sidecar_ahead(world, pod), asked)
-    told = dict(zip(map(full_name, asked), answers, strict=True))
     reference = _reference(world)
+    answers = world.api.at_once(lambda pod: _sidecar_ahead(world, reference, pod), asked)
+    told = dict(zip(map(full_name, asked), answers, strict=True))
     silent = {name: error for name, error in told.items() if isinstance(error, ApiError)}
-    ahead = {name: seconds + reference.ahead for name, seconds in told.items() if isinstance(seconds, float)}
+    ahead = {name: seconds for name, seconds in told.items() if isinstance(seconds, float)}
     wrong = {name: seconds for name, seconds in ahead.items() if abs(seconds) > WARNING}
     if wrong:
         make = failed if any(abs(seconds) > FAILURE for seconds in wrong.values()) else warning
@@ -135,15 +135,18 @@ def sidecars(world: World) -> Iterator[Fact]:
         )
 
 
-def _sidecar_ahead(world: World, pod: Object) -> float | ApiError | None:
-    """Of this machine. None: not to be told, because it has no certificate or is of another version."""
+def _sidecar_ahead(world: World, reference: Reference, pod: Object) -> float | ApiError | None:
+    """The least that the times allow: it answered at some time between `asked` and `answered`, both by the
+    reference. None: not to be told, because it has no certificate or is of another version."""
     namespace, name = full_name(pod).split("/")
+    asked = world.now() - reference.ahead
     try:
         answer = world.api.page(namespace, name, ADMIN_PORT, "/certs")
-        now = world.now()
+        answered = world.now() - reference.ahead
         for entry in json.loads(answer.body).values():
             if entry["seconds_left"] is not None:
-                return parse_time(entry["not_after"]).timestamp() - float(entry["seconds_left"]) - now
+                told = parse_time(entry["not_after"]).timestamp() - float(entry["seconds_left"])
+                return told - min(max(told, asked), answered)
     except ApiError as error:
         return None if error.status == 403 else error  # of a right that is missing, `rights_facts` has told
     except (ValueError, KeyError, TypeError, AttributeError):
