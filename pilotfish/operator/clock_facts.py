@@ -10,10 +10,10 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from mesh_api.names import ADMIN_PORT, SIDECAR_CONTAINER
+from mesh_api.names import ADMIN_PORT
 from pilotfish.operator.errors import ApiError
 from pilotfish.operator.facts import Fact, failed, ok, some, warning
-from pilotfish.operator.pods import container_state, full_name
+from pilotfish.operator.pods import full_name, is_ready
 from pilotfish.operator.replicas import Replica, parse_time
 from pilotfish.operator.transport import Object
 from pilotfish.operator.world import World
@@ -80,7 +80,7 @@ def nodes(world: World) -> Iterator[Fact]:
     renewals. The lease of a node that is not ready is merely old."""
     asked, leases = world.node_leases
     reference = _reference(world)
-    ready = {node["metadata"]["name"] for node in world.nodes if _is_ready(node)}
+    ready = {node["metadata"]["name"] for node in world.nodes if _is_ready_node(node)}
     ahead = {
         lease["metadata"]["name"]: _lease_ahead(lease["spec"], asked - reference.ahead)
         for lease in leases
@@ -95,7 +95,7 @@ def nodes(world: World) -> Iterator[Fact]:
         )
 
 
-def _is_ready(node: Object) -> bool:
+def _is_ready_node(node: Object) -> bool:
     conditions = node["status"].get("conditions") or ()
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
@@ -108,7 +108,7 @@ def _lease_ahead(spec: Object, now: float) -> float:
 
 def sidecars(world: World) -> Iterator[Fact]:
     """Of one a node, whose clock it has: by when its certificate ends, and how far away that is."""
-    running = [pod for pod in world.meshed if (container_state(pod, SIDECAR_CONTAINER) or {}).get("ready")]
+    running = [pod for pod in world.meshed if is_ready(pod)]
     by_node = {pod["spec"].get("nodeName") or full_name(pod): pod for pod in reversed(running)}
     asked = [by_node[node] for node in sorted(by_node)][:MOST]
     reference = _reference(world)
