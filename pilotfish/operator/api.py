@@ -39,16 +39,24 @@ class Api:
         self.context = context
         self.server = context.access.server
         self._transport = Transport(context, timeout)
+        # For all that is asked at once, now and later: each has a connection of its own.
+        self._threads = ThreadPoolExecutor(_AT_ONCE)
         self.ask = self._transport.ask
 
     def __enter__(self) -> Api:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._threads.shutdown()
         self._transport.close()
 
     def __repr__(self) -> str:
         return f"<Api {self.server} context={self.context.name!r}>"
+
+    def at_once(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """`work` of all, some at the same time, in their order. What one raises, this raises. `work` must not
+        come back here: it would wait for its own thread."""
+        return list(self._threads.map(work, items))
 
     # --- objects ---
 
@@ -142,12 +150,6 @@ class Api:
             text = f"the answer to {what} is no JSON object"
             raise ApiError(answer.status, text, f"is {self.server} an API server?")
         return found
-
-
-def at_once(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """`work` of all, some at the same time, in their order. What one raises, this raises."""
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        return list(threads.map(work, items))
 
 
 def _message(answer: Answer) -> str:

@@ -10,11 +10,10 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from mesh_api.names import ADMIN_PORT, SIDECAR_CONTAINER
-from pilotfish.operator.api import at_once
+from mesh_api.names import ADMIN_PORT
 from pilotfish.operator.errors import ApiError
 from pilotfish.operator.facts import Fact, failed, ok, some, warning
-from pilotfish.operator.pods import container_state, full_name
+from pilotfish.operator.pods import full_name, is_ready
 from pilotfish.operator.replicas import Replica, parse_time
 from pilotfish.operator.transport import Object
 from pilotfish.operator.world import World
@@ -81,7 +80,7 @@ def nodes(world: World) -> Iterator[Fact]:
     renewals. The lease of a node that is not ready is merely old."""
     asked, leases = world.node_leases
     reference = _reference(world)
-    ready = {node["metadata"]["name"] for node in world.nodes if _is_ready(node)}
+    ready = {node["metadata"]["name"] for node in world.nodes if _is_ready_node(node)}
     ahead = {
         lease["metadata"]["name"]: _lease_ahead(lease["spec"], asked - reference.ahead)
         for lease in leases
@@ -96,7 +95,7 @@ def nodes(world: World) -> Iterator[Fact]:
         )
 
 
-def _is_ready(node: Object) -> bool:
+def _is_ready_node(node: Object) -> bool:
     conditions = node["status"].get("conditions") or ()
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
@@ -109,15 +108,14 @@ def _lease_ahead(spec: Object, now: float) -> float:
 
 def sidecars(world: World) -> Iterator[Fact]:
     """Of one a node, whose clock it has: by when its certificate ends, and how far away that is."""
-    running = [pod for pod in world.meshed if (container_state(pod, SIDECAR_CONTAINER) or {}).get("ready")]
+    running = [pod for pod in world.meshed if is_ready(pod)]
     by_node = {pod["spec"].get("nodeName") or full_name(pod): pod for pod in reversed(running)}
     asked = [by_node[node] for node in sorted(by_node)][:MOST]
-    told = dict(
-        zip(map(full_name, asked), at_once(lambda pod: _sidecar_ahead(world, pod), asked), strict=True)
-    )
     reference = _reference(world)
+    answers = world.api.at_once(lambda pod: _sidecar_ahead(world, reference, pod), asked)
+    told = dict(zip(map(full_name, asked), answers, strict=True))
     silent = {name: error for name, error in told.items() if isinstance(error, ApiError)}
-    ahead = {name: seconds + reference.ahead for name, seconds in told.items() if isinstance(seconds, float)}
+    ahead = {name: seconds for name, seconds in told.items() if isinstance(seconds, float)}
     wrong = {name: seconds for name, seconds in ahead.items() if abs(seconds) > WARNING}
     if wrong:
         make = failed if any(abs(seconds) > FAILURE for seconds in wrong.values()) else warning
@@ -137,15 +135,18 @@ def sidecars(world: World) -> Iterator[Fact]:
         )
 
 
-def _sidecar_ahead(world: World, pod: Object) -> float | ApiError | None:
-    """Of this machine. None: not to be told, because it has no certificate or is of another version."""
+def _sidecar_ahead(world: World, reference: Reference, pod: Object) -> float | ApiError | None:
+    """The least that the times allow: it answered at some time between `asked` and `answered`, both by the
+    reference. None: not to be told, because it has no certificate or is of another version."""
     namespace, name = full_name(pod).split("/")
+    asked = world.now() - reference.ahead
     try:
         answer = world.api.page(namespace, name, ADMIN_PORT, "/certs")
-        now = world.now()
+        answered = world.now() - reference.ahead
         for entry in json.loads(answer.body).values():
             if entry["seconds_left"] is not None:
-                return parse_time(entry["not_after"]).timestamp() - float(entry["seconds_left"]) - now
+                told = parse_time(entry["not_after"]).timestamp() - float(entry["seconds_left"])
+                return told - min(max(told, asked), answered)
     except ApiError as error:
         return None if error.status == 403 else error  # of a right that is missing, `rights_facts` has told
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -44,10 +44,12 @@ def _api_version(world: World) -> str:
 
 def _native_sidecars(world: World) -> str:
     """What the control plane was told (`--native-sidecars`)."""
-    found = world.deployment
-    containers = found["spec"]["template"]["spec"]["containers"] if found else ()
-    told = (str(text).partition("=") for each in containers for text in each.get("args") or ())
-    return next((choice for option, _, choice in told if option == "--native-sidecars"), "auto")
+    deployment = world.deployment
+    containers = deployment["spec"]["template"]["spec"]["containers"] if deployment else ()
+    lines = "\n".join(str(text) for each in containers for text in each.get("args") or ())
+    # In one argument or in two; the last one counts.
+    told: list[str] = re.findall(r"^--native-sidecars[=\n](.*)$", lines, re.MULTILINE)
+    return told[-1] if told else "auto"
 
 
 def node_versions(world: World) -> Iterator[Fact]:
@@ -56,8 +58,8 @@ def node_versions(world: World) -> Iterator[Fact]:
         node["metadata"]["name"]: str(node["status"]["nodeInfo"]["kubeletVersion"]) for node in world.nodes
     }
     old = sorted(name for name, version in versions.items() if version_of(version) < NATIVE_SIDECARS)
-    by_version = version_of(_api_version(world)) >= NATIVE_SIDECARS and _native_sidecars(world) == "auto"
-    if old and by_version:
+    # The Deployment comes last: not everybody may read it, and seldom does it matter.
+    if old and version_of(_api_version(world)) >= NATIVE_SIDECARS and _native_sidecars(world) == "auto":
         yield failed(
             "node-versions",
             f"{len(old)} of {len(versions)} nodes are too old for native sidecars (1.29): {some(old)}",

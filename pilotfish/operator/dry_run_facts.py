@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 from control_plane.injector.sidecar_container import InjectionSettings
 from mesh_api.names import GROUP, INJECTED_LABEL, SIDECAR_CONTAINER
-from pilotfish.operator.api import at_once
-from pilotfish.operator.errors import RIGHTS_PAGE, WEBHOOK_PAGE
+from pilotfish.operator.errors import RIGHTS_PAGE, WEBHOOK_PAGE, ApiError
 from pilotfish.operator.facts import Fact, State, some
 from pilotfish.operator.kinds import PODS, missing_right
 from pilotfish.operator.transport import Answer, Object
@@ -123,14 +122,25 @@ def new_pods(world: World) -> Iterator[Fact]:
     if world.webhook is None or not world.labelled:
         return
     tried, known = world.labelled[:MOST], len(world.labelled)
-    answers = at_once(lambda namespace: world.api.dry_run(PODS, namespace, probe_pod()), tried)
+    verdicts = world.api.at_once(lambda namespace: _try(world, namespace), tried)
     found: dict[Verdict, dict[str, str]] = defaultdict(dict)
-    for namespace, answer in zip(tried, answers, strict=True):
-        verdict, message = verdict_of(answer)
+    for namespace, (verdict, message) in zip(tried, verdicts, strict=True):
         found[verdict][namespace] = message
     run = "dry run" if known <= MOST else f"dry run in {MOST} of {known} namespaces; -n tries another"
     for verdict, messages in found.items():
         yield _fact(verdict, messages, run)
+
+
+def _try(world: World, namespace: str) -> tuple[Verdict, str]:
+    """Raises ApiError where that says nothing of the namespace."""
+    try:
+        return verdict_of(world.api.dry_run(PODS, namespace, probe_pod()))
+    except ApiError as error:
+        if error.status != 504:
+            raise
+        # A webhook that is slow may be one of this namespace alone.
+        text = "no answer came to a new pod in {where}"
+        return Verdict(State.FAILED, text, error.hint, error.link), error.text
 
 
 def probe_pod() -> Object:

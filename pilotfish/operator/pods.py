@@ -28,6 +28,11 @@ def container_state(pod: Object, name: str) -> Object | None:
     return next((entry for entry in found if entry["name"] == name), {})
 
 
+def is_ready(pod: Object) -> bool:
+    """Whether its sidecar is."""
+    return bool((container_state(pod, SIDECAR_CONTAINER) or {}).get("ready"))
+
+
 def full_name(pod: Object) -> str:
     return f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
 

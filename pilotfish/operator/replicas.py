@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from mesh_api.names import ADMIN_PORT, STATUS_PORT
-from pilotfish.operator.api import Api, at_once
+from pilotfish.operator.api import Api
 from pilotfish.operator.errors import NOT_READY_PAGE, ApiError, OperatorError
 from pilotfish.operator.kinds import PODS
 from pilotfish.operator.transport import Object
@@ -74,7 +74,7 @@ def replicas_in(api: Api, namespace: str) -> list[Replica]:
             f"kubectl -n {namespace} get pods; if it is elsewhere, use --system-namespace",
             NOT_READY_PAGE,
         )
-    return at_once(lambda pod: _asked(api, namespace, str(pod["metadata"]["name"])), pods)
+    return api.at_once(lambda pod: _asked(api, namespace, str(pod["metadata"]["name"])), pods)
 
 
 def _runs(pod: Object) -> bool:

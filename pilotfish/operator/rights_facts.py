@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from mesh_api.names import GROUP
 from pilotfish.operator import kinds
-from pilotfish.operator.api import at_once
 from pilotfish.operator.errors import RIGHTS_PAGE
 from pilotfish.operator.facts import Fact, failed, ok, some, warning
 from pilotfish.operator.kinds import Kind
@@ -185,7 +184,9 @@ def _try_role(world: World, rules: Iterable[Object], namespace: str) -> Answer:
 
 def _missing(world: World, rights: Iterable[Right]) -> list[Right]:
     asked = list(rights)
-    held = at_once(lambda one: world.api.may(one.verb, one.kind, one.namespace(world), one.sub), asked)
+    held = world.api.at_once(
+        lambda one: world.api.may(one.verb, one.kind, one.namespace(world), one.sub), asked
+    )
     return [right for right, may in zip(asked, held, strict=True) if not may]
 
 

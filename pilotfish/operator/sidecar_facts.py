@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from mesh_api.names import INIT_CONTAINER, SIDECAR_CONTAINER
 from pilotfish.operator.control_plane_facts import all_logs, apart
 from pilotfish.operator.facts import Fact, failed, logs, ok, some, warning
-from pilotfish.operator.pods import container_state, full_name, why_not_running
+from pilotfish.operator.pods import container_state, full_name, is_ready, why_not_running
 from pilotfish.operator.replicas import Client
 from pilotfish.operator.table import remaining, span
 from pilotfish.operator.transport import Object
@@ -65,7 +65,7 @@ def ready(world: World) -> Iterator[Fact]:
     wrong = {
         full_name(pod): why_not_running(pod) or "running, but not ready"
         for pod in meshed
-        if not _is_ready(pod) and not pod["metadata"].get("deletionTimestamp")
+        if not is_ready(pod) and not pod["metadata"].get("deletionTimestamp")
     }
     if not wrong:
         yield ok("sidecars-ready", f"sidecars: {len(meshed)} ready")
@@ -81,16 +81,12 @@ def ready(world: World) -> Iterator[Fact]:
     )
 
 
-def _is_ready(pod: Object) -> bool:
-    return bool((container_state(pod, SIDECAR_CONTAINER) or {}).get("ready"))
-
-
 def connected(world: World) -> Iterator[Fact]:
     """Every ready sidecar has a stream to a replica, and so proved its identity."""
     if not world.answering:
         return
     known = {(client.namespace, client.name) for client in world.clients}
-    running = [pod for pod in world.meshed if _is_ready(pod)]
+    running = [pod for pod in world.meshed if is_ready(pod)]
     lost = {full_name(pod): "" for pod in running if tuple(full_name(pod).split("/")) not in known}
     silent = [replica.name for replica in world.replicas if replica.error]
     if lost and silent:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from mesh_api.names import ADMIN_PORT, INJECTED_LABEL
-from pilotfish.operator.api import Api, at_once
+from pilotfish.operator.api import Api
 from pilotfish.operator.errors import OperatorError
 from pilotfish.operator.kinds import PODS
 from pilotfish.operator.options import add_cluster_options, open_api, reporting
@@ -129,7 +129,7 @@ def ask_sidecars(api: Api, rows: Sequence[Row]) -> list[Row]:
             return row if row.why else _with_reason(api, row)
         return row if row.certificate_seconds_left is not None else _with_certificate(api, row)
 
-    return at_once(complete, rows)
+    return api.at_once(complete, rows)
 
 
 def _with_reason(api: Api, row: Row) -> Row:

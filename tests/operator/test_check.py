@@ -141,6 +141,22 @@ def test_waiting_ends_when_all_is_well(
     assert "0 failed" in capsys.readouterr().out
 
 
+def test_waiting_keeps_its_connections(
+    tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One for each of the eight requests that may be under way at once, and one for the others."""
+    monkeypatch.setattr(check, "_INTERVAL", 0.01)
+
+    async def scenario(api: KubeApi, kubeconfig: str) -> None:
+        api.answer(500, path="/deployments/pilotfish-control-plane", times=5)
+        assert await run("check", "--wait", "20", "--kubeconfig", kubeconfig) == 0
+        assert len(api.seen("GET", "/deployments/pilotfish-control-plane")) == 6
+        assert len(api.callers) <= 9
+
+    in_cluster(tmp_path, scenario)
+    assert "0 failed" in capsys.readouterr().out
+
+
 def test_a_right_that_is_missing_is_named_once_with_the_command_that_gives_it(
     tmp_path: Path, capsys: Output
 ) -> None:

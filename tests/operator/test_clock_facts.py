@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -12,8 +13,9 @@ import pytest
 from pilotfish.operator import clock_facts
 from pilotfish.operator.clock_facts import MOST
 from pilotfish.operator.facts import Fact
+from pilotfish.operator.world import World
 from tests.support.kube_api import KubeApi, Object
-from tests.support.operator_cluster import at, lease, page, running, show_certificate, show_page
+from tests.support.operator_cluster import SYSTEM, at, lease, page, running, show_certificate, show_page
 from tests.support.served_cluster import Served
 
 LOOKS = (clock_facts.machine, clock_facts.nodes, clock_facts.control_plane, clock_facts.sidecars)
@@ -141,6 +143,39 @@ def test_leases_that_may_not_be_listed_are_no_failure(served: Served) -> None:
 def test_a_certificate_tells_the_clock_of_its_sidecar(served: Served, ahead: float, expected: str) -> None:
     found = served.facts(clock_facts.sidecars, lambda api: show_certificate(api, "users-1", seconds=ahead))
     assert lines(found) == [expected]
+
+
+@pytest.mark.parametrize("machine", [0, -70])
+@pytest.mark.parametrize(
+    ("ahead", "expected"),
+    [
+        (0, "ok clocks of sidecars agree with the API server's (asked: 1, one a node)"),
+        (-70, "failed clocks of sidecars differ from the API server's: 1 of 1: shop/users-1 (70 s behind)"),
+        (80, "failed clocks of sidecars differ from the API server's: 1 of 1: shop/users-1 (70 s ahead)"),
+    ],
+)
+def test_an_answer_that_takes_its_time_makes_no_clock_wrong(
+    served: Served, machine: float, ahead: float, expected: str
+) -> None:
+    """It was given at some time between the question and its coming, whatever this machine's clock says."""
+    late = 0.0
+
+    def date() -> str:
+        """Of an answer that then takes ten seconds to come."""
+        nonlocal late
+        given = dated(seconds=late)()
+        late += 10
+        return given
+
+    def change(api: KubeApi) -> None:
+        api.date = date
+        api.delete("Pod", "users-2")
+        show_certificate(api, "users-1", seconds=10 + ahead)  # asked when `/version` has come
+
+    served.reset(change)
+    with served.api() as api:
+        world = World(api, SYSTEM, now=lambda: time.time() + late + machine)
+        assert lines(clock_facts.sidecars(world)) == [expected]
 
 
 def test_one_sidecar_of_a_node_is_asked_and_no_more_than_so_many(served: Served) -> None:

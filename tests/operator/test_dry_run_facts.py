@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 
 from control_plane.injector.patch import inject
 from control_plane.injector.sidecar_container import InjectionSettings
+from pilotfish.operator.api import Api
 from pilotfish.operator.dry_run_facts import MOST, new_pods, probe_pod
+from pilotfish.operator.errors import ApiError
 from pilotfish.operator.facts import Fact
+from pilotfish.operator.kubeconfig import load_context
+from pilotfish.operator.world import World
 from tests.support.kube_api import KubeApi, Object
-from tests.support.operator_cluster import injected, labelled
+from tests.support.operator_cluster import SYSTEM, injected, install, labelled
 from tests.support.served_cluster import Served
 
 
@@ -148,6 +154,35 @@ def test_every_labelled_namespace_is_tried_and_like_answers_make_one_line(served
         f"failed a pod with a sidecar is refused in namespaces bank, cart (bank: {security})",
         f"warning no room for another pod with a sidecar in namespace shop: {quota}",
     ]
+
+
+def test_namespaces_that_do_not_answer_hide_no_others(served: Served) -> None:
+    def change(api: KubeApi) -> None:
+        api.put(*map(labelled, ("auth", "bank", "cart")))
+        api.silent |= {"/bank/pods", "/cart/pods"}
+
+    found = served.facts(new_pods, change, timeout=2.0)
+    assert lines(found) == [
+        "ok a new pod in namespaces auth, shop would get its sidecar (dry run)",
+        "failed no answer came to a new pod in namespaces bank, cart "
+        "(bank: a dry run of pods took longer than 2 s)",
+    ]
+    assert found[1].hint.startswith("is there a webhook that does not answer?")
+
+
+def test_an_api_server_that_goes_away_is_no_verdict_on_a_namespace(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(30), KubeApi(tmp_path) as api:
+            install(api)
+            with Api(load_context({}, tmp_path, file=api.kubeconfig())) as asked:
+                world = World(asked, SYSTEM)
+                await asyncio.to_thread(lambda: (world.webhook, world.labelled))
+                await api.down()
+                with pytest.raises(ApiError) as away:
+                    await asyncio.to_thread(lambda: list(new_pods(world)))
+                assert away.value.status == 0
+
+    asyncio.run(main())
 
 
 def test_so_many_namespaces_are_tried_and_the_line_says_of_how_many(served: Served) -> None:

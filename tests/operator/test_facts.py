@@ -326,23 +326,34 @@ def test_a_pod_that_is_to_have_no_sidecar_is_not_missed(facts_of: FactsOf, pod: 
 @pytest.mark.parametrize(
     ("version", "choice", "doubtful"),
     [
-        ("v1.29.0", "auto", [cluster_facts.node_versions]),
-        ("v1.29.0", "off", []),
-        ("v1.29.0", "on", []),
-        ("v1.28.9", "auto", [cluster_facts.kubernetes_version]),
-        ("v1.28.9", "on", []),
+        ("v1.29.0", ["--native-sidecars=auto"], [cluster_facts.node_versions]),
+        ("v1.29.0", ["--native-sidecars=off"], []),
+        ("v1.29.0", ["--native-sidecars=on"], []),
+        ("v1.29.0", ["--native-sidecars", "auto"], [cluster_facts.node_versions]),
+        ("v1.29.0", ["--native-sidecars=on", "--native-sidecars=auto"], [cluster_facts.node_versions]),
+        ("v1.28.9", ["--native-sidecars=auto"], [cluster_facts.kubernetes_version]),
+        ("v1.28.9", ["--native-sidecars=on"], []),
+        ("v1.28.9", ["--native-sidecars", "on"], []),
     ],
+    ids=str,
 )
 def test_old_kubelets_are_wrong_only_where_the_api_server_s_version_makes_sidecars_native(
-    facts_of: FactsOf, version: str, choice: str, doubtful: list[Look]
+    facts_of: FactsOf, version: str, choice: list[str], doubtful: list[Look]
 ) -> None:
     def change(api: KubeApi) -> None:
         api.put(NODE)
         api.documents["/version"] = {"gitVersion": version}
-        told("control-plane", f"--native-sidecars={choice}")(api)
+        told("control-plane", *choice)(api)
 
     looks = (cluster_facts.kubernetes_version, cluster_facts.node_versions)
     assert [one for one in looks if facts_of(one, change)] == doubtful
+
+
+def test_kubelets_that_are_new_enough_need_no_right_to_read_the_control_plane(facts_of: FactsOf) -> None:
+    def change(api: KubeApi) -> None:
+        api.answer(403, path="/deployments/pilotfish-control-plane")
+
+    assert facts_of(cluster_facts.node_versions, change) == []
 
 
 def test_a_route_of_a_gateway_is_left_alone(facts_of: FactsOf) -> None:

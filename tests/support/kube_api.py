@@ -73,6 +73,8 @@ class KubeApi:
         self.objects: dict[tuple[str, str, str], Object] = {}
         """By plural, namespace and name."""
         self.requests: list[web.Request] = []
+        self.callers: set[tuple[str, int]] = set()
+        """Addresses that requests came from: one for each connection."""
         self.absent: set[str] = set()
         """`GROUP/VERSION/plural` or plural of kinds that the server does not have."""
         self.tokens: dict[str, Object] = {}
@@ -210,6 +212,8 @@ class KubeApi:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
+        if request.transport is not None:
+            self.callers.add(request.transport.get_extra_info("peername"))
         if self.delay:
             await request.read()  # what has come takes effect, whether or not the client waits for it
             await asyncio.sleep(self.delay)

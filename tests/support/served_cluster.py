@@ -56,11 +56,13 @@ class Served:
     def api(self, timeout: float = TIMEOUT) -> Api:
         return Api(load_context({}, self.directory, file=self.kubeconfig), timeout)
 
-    def facts(self, one: Look, change: Callable[[KubeApi], object] = lambda api: None) -> list[Fact]:
+    def facts(
+        self, one: Look, change: Callable[[KubeApi], object] = lambda api: None, timeout: float = TIMEOUT
+    ) -> list[Fact]:
         """What one look finds in a mesh that was healthy before a change. What is not well has to say what to
         do, and where more is written."""
         self.reset(change)
-        with self.api() as api:
+        with self.api(timeout) as api:
             found = [finding.fact for finding in look(World(api, SYSTEM), {"": (one,)})]
         assert not [fact for fact in found if fact.state is not State.OK and not (fact.hint and fact.link)]
         return found
