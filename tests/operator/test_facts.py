@@ -335,7 +335,6 @@ def test_a_pod_that_is_to_have_no_sidecar_is_not_missed(facts_of: FactsOf, pod: 
         ("v1.28.9", ["--native-sidecars=on"], []),
         ("v1.28.9", ["--native-sidecars", "on"], []),
     ],
-    ids=str,
 )
 def test_old_kubelets_are_wrong_only_where_the_api_server_s_version_makes_sidecars_native(
     facts_of: FactsOf, version: str, choice: list[str], doubtful: list[Look]
