@@ -1,0 +1,48 @@
+"""What a concurrency limit saw of an application between two updates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, fsum
+
+QUANTILES = (0.1, 0.5, 0.9)
+"""A queue delays all of them by the wait in it; two of three must say so. A single one moves when the mix of
+fast and slow requests does, and the lowest stays when some requests need no worker of the application."""
+CORE = 0.95
+"""The share of lowest latencies whose mean tells how long the queue is: a few very long ones are other
+work."""
+
+Latencies = tuple[float, ...]
+"""Seconds: one for each of QUANTILES, and the mean of the CORE."""
+
+
+def summary(samples: list[float]) -> Latencies:
+    """Of samples in order."""
+    core = samples[: ceil(len(samples) * CORE)]
+    mean = max(fsum(core) / len(core), 1e-6)
+    return (*(samples[int(len(samples) * share)] for share in QUANTILES), mean)
+
+
+def waited(latencies: Latencies, baseline: Latencies) -> float:
+    """How long requests waited, if `baseline` is the time of their work."""
+    *rises, _ = [late - base for late, base in zip(latencies, baseline, strict=True)]
+    return sorted(rises)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    latencies: Latencies
+    in_flight: int
+    """At most at once."""
+    arrivals: float
+    """Requests a second, with those that were refused."""
+    throughput: float
+    """Answers a second, without those for which nobody waited any more."""
+    abandoned: bool
+    """More callers gave up than were answered."""
+    draining: bool
+    """Clearly fewer were in flight at its end than when it began."""
+    reached: bool
+    """The limit was reached."""
+    overloaded: bool
+    """And so many were refused that it may be lowered to look."""
