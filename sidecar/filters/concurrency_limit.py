@@ -6,6 +6,8 @@ Used by `adaptive_concurrency.py`, which tells it the time. Counts, and gathers 
 
 from __future__ import annotations
 
+from math import inf
+
 from sidecar.config.resources import AdaptiveConcurrency
 from sidecar.filters.interval import Interval, summary
 from sidecar.filters.limit_controller import LimitController
@@ -15,6 +17,10 @@ FEWEST = 10
 with these there are enough."""
 FALLING = 0.9
 """With less in flight than this share of what was when an interval began, a queue goes away by itself."""
+LONGER = 2
+"""Times as long as answers took before a cut, after which too few of them are an answer too."""
+ABANDONED_SHARE = 0.1
+"""Of requests whose callers gave up."""
 REFUSED_SHARE = 0.1
 """Refused requests, for each that was answered, that allow a probe."""
 
@@ -29,6 +35,8 @@ class ConcurrencyLimit:
         "_given_up",
         "_in_flight_before",
         "_interval_end",
+        "_latest",
+        "_longest",
         "_most_in_flight",
         "_refused_before",
         "_samples",
@@ -52,6 +60,8 @@ class ConcurrencyLimit:
         self._refused_before = 0
         self._begun = 0.0
         self._seconds = config.update_interval
+        self._longest = inf
+        self._latest = inf
         self._interval_end = 0.0
         self._skip = 1
         """Answers until an interval begins; the first begins with the first."""
@@ -87,11 +97,12 @@ class ConcurrencyLimit:
 
     def _look(self, now: float) -> None:
         answers = len(self._samples)
+        enough = self._config.min_samples
         waiting = max(0, self.in_flight - self._in_flight_before)
-        if answers < FEWEST or answers + waiting < self._config.min_samples:
+        if now < self._latest and (answers < FEWEST or answers + waiting < enough):
             return
         interval = self._interval(now)
-        if answers < self._config.min_samples and not self._controller.is_clear(now, interval):
+        if now < self._latest and answers < enough and not self._controller.is_clear(now, interval):
             self._interval_end = now + self._config.update_interval
             return
         lowered = self._controller.update(now, interval)
@@ -99,6 +110,7 @@ class ConcurrencyLimit:
         self._begin(now)
         if lowered:
             self._seconds = max(self._config.update_interval, interval.latencies[-2])
+            self._longest = max(self._seconds, LONGER * enough / max(interval.throughput, 0.001))
             # What is in flight now has come under the old limit; then there is room for a look at the new one.
             self._skip = self.in_flight
 
@@ -109,7 +121,9 @@ class ConcurrencyLimit:
         self._refused_before = self.refused
         self._begun = now
         self._interval_end = now + self._seconds
+        self._latest = now + self._longest
         self._seconds = self._config.update_interval
+        self._longest = inf
 
     def _interval(self, now: float) -> Interval:
         samples = self._samples
@@ -122,7 +136,7 @@ class ConcurrencyLimit:
             in_flight=used,
             arrivals=(len(samples) + refused + self.in_flight - self._in_flight_before) / seconds,
             throughput=(len(samples) - self._given_up) / seconds,
-            abandoned=self._given_up * 2 > len(samples),
+            abandoned=self._given_up > ABANDONED_SHARE * len(samples),
             draining=self.in_flight < FALLING * self._in_flight_before,
             reached=used == self.limit,
             overloaded=used == self.limit and refused > REFUSED_SHARE * len(samples),

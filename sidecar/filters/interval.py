@@ -39,7 +39,7 @@ class Interval:
     throughput: float
     """Answers a second, without those for which nobody waited any more."""
     abandoned: bool
-    """More callers gave up than were answered."""
+    """Callers gave up: the application may still work on their requests."""
     draining: bool
     """Clearly fewer were in flight at its end than when it began."""
     reached: bool

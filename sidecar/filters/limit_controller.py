@@ -104,8 +104,8 @@ class LimitController:
 
     def update(self, now: float, interval: Interval) -> bool:
         """True when the limit was lowered, so that what is in flight now says nothing of it."""
-        if interval.reached and self._cut is not None:
-            self._judge(self._cut, now, interval)
+        if interval.reached and self._cut is not None and not self._judge(self._cut, now, interval):
+            return False
         self._baseline.measure(now, interval)
         queued = self._queued(now, interval)
         if (
@@ -117,28 +117,30 @@ class LimitController:
             self._peak_at = now
         return queued is not None and self._move(now, interval, queued)
 
-    def _judge(self, cut: _Cut, now: float, interval: Interval) -> None:
-        """Did less at once take throughput along?"""
-        if interval.abandoned and now < cut.at + TRIAL_SECONDS:
-            return
-        self._helped = _keeps_up(interval, cut.interval, CERTAIN)
-        if self._helped and interval.in_flight > TELLING * cut.interval.in_flight:
-            self._helped = False
-            return
+    def _judge(self, cut: _Cut, now: float, interval: Interval) -> bool:
+        """Did less at once take throughput along? False when that ends a trial."""
+        helped = _keeps_up(interval, cut.interval, CERTAIN)
+        telling = interval.in_flight <= TELLING * cut.interval.in_flight
+        if not telling and (helped or not cut.trial):
+            return True
+        if not helped and interval.abandoned and now < cut.at + TRIAL_SECONDS:
+            return True
         self._cut = None
+        self._helped = helped
         drift = self._baseline.drift(interval.latencies)
-        if not self._helped or drift < 0:
+        if not helped or drift < 0:
             self._baseline.correct(now, interval.latencies)
-        if self._helped and drift < -DRIFT / 2:
-            self._probe_at = now  # a baseline that was too high may still be
-        if not self._helped:
-            self.limit = max(self.limit, cut.limit)
-            self._probe_at = now + PROBE_SECONDS
-            if cut.trial:
-                self._alert_until = now
-                self._wrong_until = now + BASELINE_SECONDS
-                self._peak = interval
-                self._peak_at = now
+            # One that was quite wrong may still be.
+            self._probe_at = now if abs(drift) > DRIFT / 2 else now + PROBE_SECONDS
+        if helped:
+            return True
+        self.limit = self._config.max_limit if cut.trial else max(self.limit, cut.limit)
+        if cut.trial:
+            self._alert_until = now
+            self._wrong_until = now + BASELINE_SECONDS
+            self._peak = interval
+            self._peak_at = now
+        return not cut.trial
 
     def _queued(self, now: float, interval: Interval) -> float | None:
         """How many requests wait in the application; None when it is not clear yet."""
@@ -187,15 +189,16 @@ class LimitController:
     def _move(self, now: float, interval: Interval, queued: float) -> bool:
         used = interval.in_flight
         room = sqrt(used) / 4
-        if queued > room and used > self._config.min_limit:
-            self._lower(now, interval, used - queued + room)
-            return True
-        if interval.abandoned and self._cut is not None:
-            return False
-        if interval.overloaded and now >= self._probe_at and self._config.min_limit <= TELLING * used:
+        limit = used - queued + room
+        if interval.overloaded and now >= self._probe_at and limit > PROBE * used >= self._config.min_limit:
             self._probe_at = now + PROBE_SECONDS
             self._lower(now, interval, PROBE * used)
             return True
+        if limit < used > self._config.min_limit:
+            self._lower(now, interval, limit)
+            return True
+        if interval.abandoned and self._cut is not None:
+            return False
         if queued > room:
             self._baseline.correct(now, interval.latencies)
         if self._cut is not None and (not self._cut.trial or now >= self._alert_until):
