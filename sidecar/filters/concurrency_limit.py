@@ -130,16 +130,16 @@ class ConcurrencyLimit:
         samples.sort()
         seconds = now - self._begun
         refused = self.refused - self._refused_before
-        used = min(self.limit, self._most_in_flight)
+        reached = self._most_in_flight >= self.limit
         return Interval(
             latencies=summary(samples),
-            in_flight=used,
+            in_flight=self.limit if reached else max(1.0, (self._in_flight_before + self.in_flight) / 2),
             arrivals=(len(samples) + refused + self.in_flight - self._in_flight_before) / seconds,
             throughput=(len(samples) - self._given_up) / seconds,
             abandoned=self._given_up > ABANDONED_SHARE * len(samples),
             draining=self.in_flight < FALLING * self._in_flight_before,
-            reached=used == self.limit,
-            overloaded=used == self.limit and refused > REFUSED_SHARE * len(samples),
+            reached=reached,
+            overloaded=reached and refused > REFUSED_SHARE * len(samples),
         )
 
     def __repr__(self) -> str:

@@ -32,8 +32,8 @@ def waited(latencies: Latencies, baseline: Latencies) -> float:
 @dataclass(frozen=True, slots=True)
 class Interval:
     latencies: Latencies
-    in_flight: int
-    """At most at once."""
+    in_flight: float
+    """The limit if it was reached, else the mean of when it began and when it ended."""
     arrivals: float
     """Requests a second, with those that were refused."""
     throughput: float

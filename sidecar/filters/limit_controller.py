@@ -30,12 +30,14 @@ EXCESS = 1.2
 """By this factor more must arrive than was ever answered before it shows what an application can do."""
 ALERT_SECONDS = 30.0
 """After an overload the next queue behind a limit that is reached counts at once."""
-STEEPEST = 0.5
+STEEPEST = 0.6
 """What the first cut leaves at least. It is a trial: the next one may go all the way."""
 TELLING = 0.8
 """A cut to this share or less shows whether it helped."""
 CERTAIN = 0.85
 """Throughput that falls to less has fallen, whatever is in flight."""
+PAUSE_SECONDS = 60.0
+"""After a trial that showed no overload there is none for so long, and after the next for twice as long."""
 PROBE_SECONDS = 20.0
 """While the application is overloaded, so often the limit is lowered for an interval to see whether the
 baseline is still right."""
@@ -83,7 +85,8 @@ class LimitController:
         "_probe_at",
         "_quiet",
         "_slow",
-        "_wrong_until",
+        "_trial_at",
+        "_pause",
         "limit",
     )
 
@@ -99,7 +102,8 @@ class LimitController:
         self._alert_until = 0.0
         self._cut: _Cut | None = None
         self._helped = False
-        self._wrong_until = 0.0
+        self._pause = PAUSE_SECONDS
+        self._trial_at = 0.0
         self._probe_at = 0.0
 
     def update(self, now: float, interval: Interval) -> bool:
@@ -133,11 +137,13 @@ class LimitController:
             # One that was quite wrong may still be.
             self._probe_at = now if abs(drift) > DRIFT / 2 else now + PROBE_SECONDS
         if helped:
+            self._pause = PAUSE_SECONDS
             return True
         self.limit = self._config.max_limit if cut.trial else max(self.limit, cut.limit)
         if cut.trial:
             self._alert_until = now
-            self._wrong_until = now + BASELINE_SECONDS
+            self._trial_at = now + self._pause
+            self._pause = min(2 * self._pause, BASELINE_SECONDS)
             self._peak = interval
             self._peak_at = now
         return not cut.trial
@@ -145,7 +151,7 @@ class LimitController:
     def _queued(self, now: float, interval: Interval) -> float | None:
         """How many requests wait in the application; None when it is not clear yet."""
         exhausted = self.exhausted(now, interval)
-        slow = not interval.draining and (exhausted or self._is_slow(now, interval))
+        slow = now >= self._trial_at and not interval.draining and (exhausted or self._is_slow(now, interval))
         self._slow = self._slow + 1 if slow else 0
         if self._slow >= PATIENCE or (interval.reached and now < self._alert_until):
             if exhausted and self._slow >= PATIENCE:
@@ -158,9 +164,7 @@ class LimitController:
 
     def _is_slow(self, now: float, interval: Interval) -> bool:
         baseline = self._baseline
-        return (
-            now >= self._wrong_until and baseline.mean <= WAITING and self._late(interval, baseline.latencies)
-        )
+        return baseline.mean <= WAITING and self._late(interval, baseline.latencies)
 
     def _late(self, interval: Interval, baseline: Latencies) -> bool:
         wait = waited(interval.latencies, baseline)
