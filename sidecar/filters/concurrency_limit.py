@@ -102,7 +102,7 @@ class ConcurrencyLimit:
         if now < self._latest and (answers < FEWEST or answers + waiting < enough):
             return
         interval = self._interval(now)
-        if now < self._latest and answers < enough and not self._controller.is_clear(now, interval):
+        if now < self._latest and answers < enough and not self._controller.is_clear(interval):
             self._interval_end = now + self._config.update_interval
             return
         lowered = self._controller.update(now, interval)

@@ -150,19 +150,26 @@ class LimitController:
 
     def _queued(self, now: float, interval: Interval) -> float | None:
         """How many requests wait in the application; None when it is not clear yet."""
-        exhausted = self.exhausted(now, interval)
-        slow = now >= self._trial_at and not interval.draining and (exhausted or self._is_slow(now, interval))
+        if interval.reached and now < self._alert_until:
+            self._slow = 0
+            return self._surplus(interval)
+        exhausted = self.exhausted(interval)
+        slow = now >= self._trial_at and not interval.draining and (exhausted or self._is_slow(interval))
         self._slow = self._slow + 1 if slow else 0
-        if self._slow >= PATIENCE or (interval.reached and now < self._alert_until):
-            if exhausted and self._slow >= PATIENCE:
-                assert self._peak is not None
-                self._baseline.restart(now, self._peak.latencies)
-                self._probe_at = now
-            rise = interval.latencies[-1] - self._baseline.mean
-            return interval.in_flight * max(0.0, rise - NOISE) / interval.latencies[-1]
-        return None if slow else 0.0
+        if self._slow < PATIENCE:
+            return None if slow else 0.0
+        if exhausted:
+            assert self._peak is not None
+            self._baseline.restart(now, self._peak.latencies)
+            self._probe_at = now
+        return self._surplus(interval)
 
-    def _is_slow(self, now: float, interval: Interval) -> bool:
+    def _surplus(self, interval: Interval) -> float:
+        """Little's law."""
+        rise = interval.latencies[-1] - self._baseline.mean
+        return interval.in_flight * max(0.0, rise - NOISE) / interval.latencies[-1]
+
+    def _is_slow(self, interval: Interval) -> bool:
         baseline = self._baseline
         return baseline.mean <= WAITING and self._late(interval, baseline.latencies)
 
@@ -171,11 +178,11 @@ class LimitController:
         work = interval.latencies[-1] - wait
         return wait > max((self._config.tolerance - 1) * work, SLACK)
 
-    def is_clear(self, now: float, interval: Interval) -> bool:
+    def is_clear(self, interval: Interval) -> bool:
         """An interval that need not have all the answers: the first one, or a queue that grows fast."""
-        return self._peak is None or self.exhausted(now, interval)
+        return self._peak is None or self.exhausted(interval)
 
-    def exhausted(self, now: float, interval: Interval) -> bool:
+    def exhausted(self, interval: Interval) -> bool:
         """More arrives than the application has ever answered, and only makes answers late."""
         peak = self._peak
         return (
