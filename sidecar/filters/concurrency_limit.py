@@ -33,6 +33,7 @@ class ConcurrencyLimit:
         "_config",
         "_controller",
         "_given_up",
+        "_given_up_before",
         "_in_flight_before",
         "_interval_end",
         "_latest",
@@ -55,6 +56,8 @@ class ConcurrencyLimit:
         self.refused = 0
         self._samples: list[float] = []
         self._given_up = 0
+        self._given_up_before = 0
+        """Of those, before the interval began."""
         self._in_flight_before = 0
         self._most_in_flight = 0
         self._refused_before = 0
@@ -82,15 +85,16 @@ class ConcurrencyLimit:
         A caller who gave up before there was one has waited for so long at least.
         """
         self.in_flight -= 1
+        if not answered:
+            self._given_up += 1
         if self._skip:
             self._skip -= 1
             if not self._skip:
+                self._given_up_before = self._given_up
                 self._begin(now)
             return
         if latency is None:
             return
-        if not answered:
-            self._given_up += 1
         self._samples.append(latency)
         if now >= self._interval_end:
             self._look(now)
@@ -107,6 +111,7 @@ class ConcurrencyLimit:
             return
         lowered = self._controller.update(now, interval)
         self.limit = self._controller.limit
+        self._given_up = self._given_up_before = 0
         self._begin(now)
         if lowered:
             self._seconds = max(self._config.update_interval, interval.latencies[-2])
@@ -116,7 +121,6 @@ class ConcurrencyLimit:
 
     def _begin(self, now: float) -> None:
         self._samples.clear()
-        self._given_up = 0
         self._in_flight_before = self._most_in_flight = self.in_flight
         self._refused_before = self.refused
         self._begun = now
@@ -135,7 +139,7 @@ class ConcurrencyLimit:
             latencies=summary(samples),
             in_flight=self.limit if reached else max(1.0, (self._in_flight_before + self.in_flight) / 2),
             arrivals=(len(samples) + refused + self.in_flight - self._in_flight_before) / seconds,
-            throughput=(len(samples) - self._given_up) / seconds,
+            throughput=(len(samples) - self._given_up + self._given_up_before) / seconds,
             abandoned=self._given_up > ABANDONED_SHARE * len(samples),
             draining=self.in_flight < FALLING * self._in_flight_before,
             reached=reached,

@@ -55,7 +55,8 @@ class _Cut:
     trial: bool
     """Until then the application was not known to be overloaded."""
     limit: int
-    interval: Interval
+    in_flight: float
+    throughput: float
 
 
 class LimitController:
@@ -123,8 +124,8 @@ class LimitController:
 
     def _judge(self, cut: _Cut, now: float, interval: Interval) -> bool:
         """Did less at once take throughput along? False when that ends a trial."""
-        helped = _keeps_up(interval, cut.interval, CERTAIN)
-        telling = interval.in_flight <= TELLING * cut.interval.in_flight
+        helped = _keeps_up(interval, cut, CERTAIN)
+        telling = interval.in_flight <= TELLING * cut.in_flight
         if not telling and (helped or not cut.trial):
             return True
         if not helped and interval.abandoned and now < cut.at + TRIAL_SECONDS:
@@ -135,7 +136,8 @@ class LimitController:
         if not helped or drift < 0:
             self._baseline.correct(now, interval.latencies)
             # One that was quite wrong may still be.
-            self._probe_at = now if abs(drift) > DRIFT / 2 else now + PROBE_SECONDS
+            wrong = drift < -DRIFT / 2 if helped else drift > DRIFT
+            self._probe_at = now if wrong else now + PROBE_SECONDS
         if helped:
             self._pause = PAUSE_SECONDS
             return True
@@ -201,7 +203,7 @@ class LimitController:
         used = interval.in_flight
         room = sqrt(used) / 4
         limit = used - queued + room
-        if interval.overloaded and now >= self._probe_at and limit > PROBE * used >= self._config.min_limit:
+        if interval.overloaded and self._alert_until > now >= self._probe_at and limit > PROBE * used >= self._config.min_limit:
             self._probe_at = now + PROBE_SECONDS
             self._lower(now, interval, PROBE * used)
             return True
@@ -224,14 +226,16 @@ class LimitController:
     def _lower(self, now: float, interval: Interval, limit: float) -> None:
         pending = self._cut is not None and (self._cut.trial or interval.abandoned)
         if self._cut is None or (limit <= TELLING * interval.in_flight and not pending):
-            self._cut = _Cut(now, now >= self._alert_until, self.limit, interval)
+            self._cut = _Cut(
+                now, now >= self._alert_until, self.limit, interval.in_flight, interval.throughput
+            )
         least = 0.0 if self._helped else STEEPEST * interval.in_flight
         self.limit = max(round(max(limit, least)), self._config.min_limit)
         self._quiet = 0
         self._alert_until = now + ALERT_SECONDS
 
 
-def _keeps_up(interval: Interval, other: Interval, certain: float = inf) -> bool:
+def _keeps_up(interval: Interval, other: Interval | _Cut, certain: float = inf) -> bool:
     """Does throughput follow what is in flight, at least half of the way?"""
     share = sqrt(interval.in_flight / other.in_flight)
     return interval.throughput >= other.throughput * min(share, certain)
