@@ -30,7 +30,7 @@ EXCESS = 1.2
 """By this factor more must arrive than was ever answered before it shows what an application can do."""
 ALERT_SECONDS = 30.0
 """After an overload the next queue behind a limit that is reached counts at once."""
-STEEPEST = 0.6
+STEEPEST = 0.55
 """What the first cut leaves at least. It is a trial: the next one may go all the way."""
 TELLING = 0.8
 """A cut to this share or less shows whether it helped."""
@@ -203,7 +203,7 @@ class LimitController:
         used = interval.in_flight
         room = sqrt(used) / 4
         limit = used - queued + room
-        if interval.overloaded and self._alert_until > now >= self._probe_at and limit > PROBE * used >= self._config.min_limit:
+        if interval.overloaded and now >= max(self._probe_at, self._trial_at) and limit > PROBE * used >= self._config.min_limit:
             self._probe_at = now + PROBE_SECONDS
             self._lower(now, interval, PROBE * used)
             return True
