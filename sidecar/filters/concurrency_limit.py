@@ -17,12 +17,9 @@ FEWEST = 10
 with these there are enough."""
 FALLING = 0.9
 """With less in flight than this share of what was when an interval began, a queue goes away by itself."""
-LONGER = 2
-"""Times as long as answers took before a cut, after which too few of them are an answer too."""
-ABANDONED_SHARE = 0.1
-"""Of requests whose callers gave up."""
-REFUSED_SHARE = 0.1
-"""Refused requests, for each that was answered, that allow a probe."""
+NOTABLE = 0.1
+"""The share of requests whose callers gave up, or for each that was answered of those that were refused, that
+counts."""
 
 
 class ConcurrencyLimit:
@@ -112,12 +109,16 @@ class ConcurrencyLimit:
         lowered = self._controller.update(now, interval)
         self.limit = self._controller.limit
         self._given_up = self._given_up_before = 0
-        self._begin(now)
+        self._seconds = self._config.update_interval
+        self._longest = inf
         if lowered:
-            self._seconds = max(self._config.update_interval, interval.latencies[-2])
-            self._longest = max(self._seconds, LONGER * enough / max(interval.throughput, 0.001))
+            # As long as answers take, but not for many more than had come in twice the time before.
+            self._seconds = max(self._seconds, interval.latencies[-2])
+            self._longest = max(self._seconds, 2 * enough / max(interval.throughput, 1e-3))
             # What is in flight now has come under the old limit; then there is room for a look at the new one.
             self._skip = self.in_flight
+        if not self._skip:
+            self._begin(now)
 
     def _begin(self, now: float) -> None:
         self._samples.clear()
@@ -126,8 +127,6 @@ class ConcurrencyLimit:
         self._begun = now
         self._interval_end = now + self._seconds
         self._latest = now + self._longest
-        self._seconds = self._config.update_interval
-        self._longest = inf
 
     def _interval(self, now: float) -> Interval:
         samples = self._samples
@@ -140,10 +139,10 @@ class ConcurrencyLimit:
             in_flight=self.limit if reached else max(1.0, (self._in_flight_before + self.in_flight) / 2),
             arrivals=(len(samples) + refused + self.in_flight - self._in_flight_before) / seconds,
             throughput=(len(samples) - self._given_up + self._given_up_before) / seconds,
-            abandoned=self._given_up > ABANDONED_SHARE * len(samples),
+            abandoned=self._given_up > NOTABLE * len(samples),
             draining=self.in_flight < FALLING * self._in_flight_before,
             reached=reached,
-            overloaded=reached and refused > REFUSED_SHARE * len(samples),
+            overloaded=reached and refused > NOTABLE * len(samples),
         )
 
     def __repr__(self) -> str:

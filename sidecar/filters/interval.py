@@ -14,6 +14,9 @@ work."""
 
 Latencies = tuple[float, ...]
 """Seconds: one for each of QUANTILES, and the mean of the CORE."""
+SLACK = 0.015
+"""Seconds of waiting that do not begin an overload: on a busy machine the scheduler alone delays answers that
+take a fraction of a millisecond by that much."""
 
 
 def summary(samples: list[float]) -> Latencies:
@@ -21,12 +24,6 @@ def summary(samples: list[float]) -> Latencies:
     core = samples[: ceil(len(samples) * CORE)]
     mean = max(fsum(core) / len(core), 1e-6)
     return (*(samples[int(len(samples) * share)] for share in QUANTILES), mean)
-
-
-def waited(latencies: Latencies, baseline: Latencies) -> float:
-    """How long requests waited, if `baseline` is the time of their work."""
-    *rises, _ = [late - base for late, base in zip(latencies, baseline, strict=True)]
-    return sorted(rises)[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +43,10 @@ class Interval:
     """The limit was reached."""
     overloaded: bool
     """And so many were refused that it may be lowered to look."""
+
+    def is_late(self, baseline: Latencies, tolerance: float) -> bool:
+        """Answers took `tolerance` times as long as their work, if that takes what the baseline says."""
+        *rises, _ = [late - base for late, base in zip(self.latencies, baseline, strict=True)]
+        wait = sorted(rises)[1]
+        work = self.latencies[-1] - wait
+        return wait > max((tolerance - 1) * work, SLACK)

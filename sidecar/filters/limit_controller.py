@@ -7,35 +7,28 @@ to measure.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import sqrt
 
 from sidecar.config.resources import AdaptiveConcurrency
-from sidecar.filters.interval import Interval, Latencies, waited
+from sidecar.filters.capacity import Capacity, keeps_up
+from sidecar.filters.interval import Interval
 from sidecar.filters.latency_baseline import BASELINE_SECONDS, DRIFT, LatencyBaseline
 
-SLACK = 0.015
-"""Seconds of waiting that do not begin an overload: on a busy machine the scheduler alone delays answers that
-take a fraction of a millisecond by that much."""
 NOISE = 0.002
-"""The same while the application is overloaded and the limit decides how long its queue is."""
+"""Seconds of waiting that are no queue while the limit decides how long that is."""
 WAITING = 1.0
 """Seconds: an application whose answers take longer waits for events (long polls) rather than works, unless
 its throughput says otherwise."""
 PATIENCE = 3
 """Slow intervals in a row that make an overload; fewer are a burst, or a machine busy for a moment."""
-TRIAL_SECONDS = 30.0
-"""What a cut may take to bring answers in time where callers give up: the application may still work on
-requests of those who have."""
-EXCESS = 1.2
-"""By this factor more must arrive than was ever answered before it shows what an application can do."""
 ALERT_SECONDS = 30.0
-"""After an overload the next queue behind a limit that is reached counts at once."""
+"""After an overload the next queue behind a limit that is reached counts at once. Where callers give up, a cut
+has so long to bring answers in time: the application may still work for those who have."""
 STEEPEST = 0.55
 """What the first cut leaves at least. It is a trial: the next one may go all the way."""
 TELLING = 0.8
-"""A cut to this share or less shows whether it helped."""
-CERTAIN = 0.85
-"""Throughput that falls to less has fallen, whatever is in flight."""
+"""A cut to this share or less shows whether it helped; and throughput that falls to it has fallen, whatever is
+in flight."""
 PAUSE_SECONDS = 60.0
 """After a trial that showed no overload there is none for so long, and after the next for twice as long."""
 PROBE_SECONDS = 20.0
@@ -58,6 +51,9 @@ class _Cut:
     in_flight: float
     throughput: float
 
+    def is_open(self, now: float, interval: Interval) -> bool:
+        return interval.abandoned and now < self.at + ALERT_SECONDS
+
 
 class LimitController:
     """`update` with what was seen in each interval; `limit` is what follows from it.
@@ -78,16 +74,15 @@ class LimitController:
     __slots__ = (
         "_alert_until",
         "_baseline",
+        "_capacity",
         "_config",
         "_cut",
         "_helped",
-        "_peak",
-        "_peak_at",
+        "_pause",
         "_probe_at",
         "_quiet",
         "_slow",
         "_trial_at",
-        "_pause",
         "limit",
     )
 
@@ -95,9 +90,7 @@ class LimitController:
         self._config = config
         self.limit = config.max_limit
         self._baseline = LatencyBaseline()
-        self._peak: Interval | None = None
-        """The one with the highest throughput for what was in flight."""
-        self._peak_at = 0.0
+        self._capacity = Capacity(config.tolerance)
         self._slow = 0
         self._quiet = 0
         self._alert_until = 0.0
@@ -113,22 +106,20 @@ class LimitController:
             return False
         self._baseline.measure(now, interval)
         queued = self._queued(now, interval)
-        if (
-            self._peak is None
-            or now >= self._peak_at + BASELINE_SECONDS
-            or self._surpasses(interval, self._peak)
-        ):
-            self._peak = interval
-            self._peak_at = now
+        self._capacity.measure(now, interval)
         return queued is not None and self._move(now, interval, queued)
+
+    def is_clear(self, interval: Interval) -> bool:
+        """An interval that need not have all the answers: the first one, or a queue that grows fast."""
+        return self._capacity.best is None or self._capacity.is_exhausted(interval)
 
     def _judge(self, cut: _Cut, now: float, interval: Interval) -> bool:
         """Did less at once take throughput along? False when that ends a trial."""
-        helped = _keeps_up(interval, cut, CERTAIN)
+        helped = keeps_up(interval, cut.throughput, cut.in_flight, TELLING)
         telling = interval.in_flight <= TELLING * cut.in_flight
         if not telling and (helped or not cut.trial):
             return True
-        if not helped and interval.abandoned and now < cut.at + TRIAL_SECONDS:
+        if not helped and cut.is_open(now, interval):
             return True
         self._cut = None
         self._helped = helped
@@ -146,8 +137,7 @@ class LimitController:
             self._alert_until = now
             self._trial_at = now + self._pause
             self._pause = min(2 * self._pause, BASELINE_SECONDS)
-            self._peak = interval
-            self._peak_at = now
+            self._capacity.restart(now, interval)
         return not cut.trial
 
     def _queued(self, now: float, interval: Interval) -> float | None:
@@ -155,14 +145,13 @@ class LimitController:
         if interval.reached and now < self._alert_until:
             self._slow = 0
             return self._surplus(interval)
-        exhausted = self.exhausted(interval)
+        exhausted = self._capacity.is_exhausted(interval)
         slow = now >= self._trial_at and not interval.draining and (exhausted or self._is_slow(interval))
         self._slow = self._slow + 1 if slow else 0
         if self._slow < PATIENCE:
             return None if slow else 0.0
-        if exhausted:
-            assert self._peak is not None
-            self._baseline.restart(now, self._peak.latencies)
+        if exhausted and self._capacity.best is not None:
+            self._baseline.restart(now, self._capacity.best.latencies)
             self._probe_at = now
         return self._surplus(interval)
 
@@ -173,48 +162,27 @@ class LimitController:
 
     def _is_slow(self, interval: Interval) -> bool:
         baseline = self._baseline
-        return baseline.mean <= WAITING and self._late(interval, baseline.latencies)
-
-    def _late(self, interval: Interval, baseline: Latencies) -> bool:
-        wait = waited(interval.latencies, baseline)
-        work = interval.latencies[-1] - wait
-        return wait > max((self._config.tolerance - 1) * work, SLACK)
-
-    def is_clear(self, interval: Interval) -> bool:
-        """An interval that need not have all the answers: the first one, or a queue that grows fast."""
-        return self._peak is None or self.exhausted(interval)
-
-    def exhausted(self, interval: Interval) -> bool:
-        """More arrives than the application has ever answered, and only makes answers late."""
-        peak = self._peak
-        return (
-            peak is not None
-            and not self._surpasses(interval, peak)
-            and self._late(interval, peak.latencies)
-            and interval.arrivals > EXCESS * max(peak.throughput, interval.throughput)
-        )
-
-    def _surpasses(self, interval: Interval, peak: Interval) -> bool:
-        """More throughput for what is in flight, and not by luck in a growing queue."""
-        more = interval.throughput > EXCESS * peak.throughput
-        return _keeps_up(interval, peak) and (more or not self._late(interval, peak.latencies))
+        return baseline.mean <= WAITING and interval.is_late(baseline.latencies, self._config.tolerance)
 
     def _move(self, now: float, interval: Interval, queued: float) -> bool:
         used = interval.in_flight
         room = sqrt(used) / 4
         limit = used - queued + room
-        if interval.overloaded and now >= max(self._probe_at, self._trial_at) and limit > PROBE * used >= self._config.min_limit:
+        probe = PROBE * used
+        due = interval.overloaded and now >= max(self._probe_at, self._trial_at)
+        if due and limit > probe >= self._config.min_limit:
             self._probe_at = now + PROBE_SECONDS
-            self._lower(now, interval, PROBE * used)
+            self._lower(now, interval, probe)
             return True
         if limit < used > self._config.min_limit:
             self._lower(now, interval, limit)
             return True
-        if interval.abandoned and self._cut is not None:
+        cut = self._cut
+        if cut is not None and cut.is_open(now, interval):
             return False
         if queued > room:
             self._baseline.correct(now, interval.latencies)
-        if self._cut is not None and (not self._cut.trial or now >= self._alert_until):
+        if cut is not None and (not cut.trial or now >= self._alert_until):
             self._cut = None
         self._helped = False
         self._quiet = min(self._quiet + 1, HASTE)
@@ -224,18 +192,12 @@ class LimitController:
         return False
 
     def _lower(self, now: float, interval: Interval, limit: float) -> None:
-        pending = self._cut is not None and (self._cut.trial or interval.abandoned)
-        if self._cut is None or (limit <= TELLING * interval.in_flight and not pending):
-            self._cut = _Cut(
-                now, now >= self._alert_until, self.limit, interval.in_flight, interval.throughput
-            )
+        cut = self._cut
+        pending = cut is not None and (cut.trial or cut.is_open(now, interval))
+        if cut is None or (limit <= TELLING * interval.in_flight and not pending):
+            trial = now >= self._alert_until
+            self._cut = _Cut(now, trial, self.limit, interval.in_flight, interval.throughput)
         least = 0.0 if self._helped else STEEPEST * interval.in_flight
         self.limit = max(round(max(limit, least)), self._config.min_limit)
         self._quiet = 0
         self._alert_until = now + ALERT_SECONDS
-
-
-def _keeps_up(interval: Interval, other: Interval | _Cut, certain: float = inf) -> bool:
-    """Does throughput follow what is in flight, at least half of the way?"""
-    share = sqrt(interval.in_flight / other.in_flight)
-    return interval.throughput >= other.throughput * min(share, certain)
