@@ -6,6 +6,9 @@ A queue would only make every answer late. Health checks always pass. `concurren
 A request holds a place until its response head, and only that time is measured: what streams afterwards
 (server-sent events, gRPC streams, WebSocket, CONNECT) holds none. A head that came before the request had
 ended tells nothing, since the client has decided when.
+
+A request that was given up, by its caller or by a time-out of its route, has waited for so long at least. It
+leaves its place, though the application very likely works on: answers that come too late show that as well.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from sidecar.http.exchange import Exchange
 
 GRPC_RESOURCE_EXHAUSTED = 8
+_GIVEN_UP = ("DC", "UT")
+"""Response flags: by the caller, by a time-out. Others without an answer never reached the application, or it failed."""
 _HEALTH_PATH = b"/grpc.health.v1.Health/"
 _PROBE = b"kube-probe/"
 
@@ -53,10 +58,16 @@ class AdaptiveConcurrencyFilter:
             self._health_checks.remove(exchange)
             return
         attempt = exchange.router.attempt
+        now = exchange.context.now()
         latency = None
-        if attempt is not None and attempt.status < 500 and exchange.request_ended:
-            latency = attempt.latency
-        self.limit.release(exchange.context.now(), latency)
+        answered = True
+        if attempt is not None and exchange.request_ended:
+            if attempt.status == 0:
+                answered = exchange.flag[:2] not in _GIVEN_UP
+                latency = None if answered else now - attempt.started
+            elif attempt.status < 500:
+                latency = attempt.latency
+        self.limit.release(now, latency, answered)
 
     def __repr__(self) -> str:
         return f"<AdaptiveConcurrencyFilter {self.limit!r}>"
