@@ -44,9 +44,13 @@ class Interval:
     overloaded: bool
     """And so many were refused that it may be lowered to look."""
 
-    def is_late(self, baseline: Latencies, tolerance: float) -> bool:
-        """Answers took `tolerance` times as long as their work, if that takes what the baseline says."""
+    def wait(self, baseline: Latencies) -> float:
+        """Seconds in a queue, if `baseline` is the time of the work."""
         *rises, _ = [late - base for late, base in zip(self.latencies, baseline, strict=True)]
-        wait = sorted(rises)[1]
+        return sorted(rises)[1]
+
+    def is_late(self, baseline: Latencies, tolerance: float) -> bool:
+        """Answers took `tolerance` times as long as their work."""
+        wait = self.wait(baseline)
         work = self.latencies[-1] - wait
         return wait > max((tolerance - 1) * work, SLACK)

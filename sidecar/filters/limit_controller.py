@@ -115,7 +115,7 @@ class LimitController:
 
     def _judge(self, cut: _Cut, now: float, interval: Interval) -> bool:
         """Did less at once take throughput along? False when that ends a trial."""
-        helped = keeps_up(interval, cut.throughput, cut.in_flight, TELLING)
+        helped = interval.throughput > 0 and keeps_up(interval, cut.throughput, cut.in_flight, TELLING)
         telling = interval.in_flight <= TELLING * cut.in_flight
         if not telling and (helped or not cut.trial):
             return True
@@ -157,7 +157,10 @@ class LimitController:
 
     def _surplus(self, interval: Interval) -> float:
         """Little's law."""
-        rise = interval.latencies[-1] - self._baseline.mean
+        baseline = self._baseline
+        if interval.wait(baseline.latencies) <= 0:
+            return 0.0  # the mix of requests has changed
+        rise = interval.latencies[-1] - baseline.mean
         return interval.in_flight * max(0.0, rise - NOISE) / interval.latencies[-1]
 
     def _is_slow(self, interval: Interval) -> bool:
