@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 GRPC_RESOURCE_EXHAUSTED = 8
 _GIVEN_UP = ("DC", "UT")
-"""Response flags: by the caller, by a time-out. Others without an answer never reached the application, or it failed."""
+"""Response flags: by the caller, by a time-out. With others the application failed, or was never reached."""
 _HEALTH_PATH = b"/grpc.health.v1.Health/"
 _PROBE = b"kube-probe/"
 

@@ -13,8 +13,8 @@ from sidecar.filters.interval import Interval, summary
 from sidecar.filters.limit_controller import LimitController
 
 FEWEST = 10
-"""Answers after which an application is looked at, when so many more requests than before wait for theirs that
-with these there are enough."""
+"""Answers that are enough when so many more requests than before wait for theirs that together there are as
+many as an update needs, and the queue is plain."""
 FALLING = 0.9
 """With less in flight than this share of what was when an interval began, a queue goes away by itself."""
 NOTABLE = 0.1
@@ -112,10 +112,10 @@ class ConcurrencyLimit:
         self._seconds = self._config.update_interval
         self._longest = inf
         if lowered:
-            # As long as answers take, but not for many more than had come in twice the time before.
+            # As long as answers take, then until there are enough, or it is plain that they do not come.
             self._seconds = max(self._seconds, interval.latencies[-2])
             self._longest = max(self._seconds, 2 * enough / max(interval.throughput, 1e-3))
-            # What is in flight now has come under the old limit; then there is room for a look at the new one.
+            # What is in flight now has come under the old limit: it goes first.
             self._skip = self.in_flight
         if not self._skip:
             self._begin(now)

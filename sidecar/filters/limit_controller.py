@@ -22,13 +22,13 @@ its throughput says otherwise."""
 PATIENCE = 3
 """Slow intervals in a row that make an overload; fewer are a burst, or a machine busy for a moment."""
 ALERT_SECONDS = 30.0
-"""After an overload the next queue behind a limit that is reached counts at once. Where callers give up, a cut
-has so long to bring answers in time: the application may still work for those who have."""
+"""After an overload the next queue behind a limit that is reached counts at once. Where callers give up, a
+cut has so long to bring answers in time: the application may still work for those who have."""
 STEEPEST = 0.55
 """What the first cut leaves at least. It is a trial: the next one may go all the way."""
 TELLING = 0.8
-"""A cut to this share or less shows whether it helped; and throughput that falls to it has fallen, whatever is
-in flight."""
+"""A cut to this share or less shows whether it helped; throughput above it has hardly fallen, whatever is in
+flight."""
 PAUSE_SECONDS = 60.0
 """After a trial that showed no overload there is none for so long, and after the next for twice as long."""
 PROBE_SECONDS = 20.0
@@ -63,12 +63,13 @@ class LimitController:
     goes to what is in flight without the queue, and a little of its square root for uneven arrivals. It
     begins to once the queue has been longer than the work itself for a while.
 
-    A baseline measured in a queue hides it. Then throughput tells: more in flight brings more of it as long
-    as nothing queues. When more arrives than the application ever answered, answers become late and
-    throughput does not follow, it has reached what it can do, and the latency from before is the baseline.
+    A baseline measured in a queue hides it. Then throughput tells (`capacity.py`): when it no longer follows
+    what is in flight, the latency from before is the baseline.
 
     A cut that takes throughput along has shown that nothing had queued: the application became slower. It is
-    undone, and the baseline starts anew from what was seen.
+    undone, and the baseline starts anew from what was seen. The first cut is a trial: it leaves more than
+    half, and when it has shown that there was no overload, none is made for a while. At the floor latency
+    counts as that of the work: no limit makes it less.
     """
 
     __slots__ = (

@@ -1,7 +1,7 @@
 """An application of fixed concurrency behind a concurrency limit, simulated event by event in virtual time.
 
 Requests come whether or not they are answered (an open loop). The application serves `workers` at a time;
-what the limit lets through beyond that waits in one queue inside it. It does not notice that a caller gave up.
+what the limit lets through beyond that waits in one queue inside it, also when its caller has given up.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Request:
 
 @dataclass
 class Outcome:
-    """Of one run. `latencies` in seconds, sorted, of what was answered in it, to a caller who was still there."""
+    """Of one run. `latencies` in seconds, sorted, of what was answered in it to those who still waited."""
 
     seconds: float
     refused: int = 0
