@@ -146,4 +146,5 @@ class ConcurrencyLimit:
         )
 
     def __repr__(self) -> str:
-        return f"<ConcurrencyLimit {self.in_flight}/{self.limit} {self._controller!r} refused={self.refused}>"
+        baseline = self._controller.baseline.latencies
+        return f"<ConcurrencyLimit {self.in_flight}/{self.limit} baseline={baseline} refused={self.refused}>"

@@ -62,7 +62,6 @@ class LimitController:
     law `in flight * wait / mean latency` requests are in the queue, whatever the mix of requests. The limit
     goes to what is in flight without the queue, and a little of its square root for uneven arrivals. It
     begins to once the queue has been longer than the work itself for a while.
-
     A baseline measured in a queue hides it. Then throughput tells (`capacity.py`): when it no longer follows
     what is in flight, the latency from before is the baseline.
 
@@ -74,7 +73,6 @@ class LimitController:
 
     __slots__ = (
         "_alert_until",
-        "_baseline",
         "_capacity",
         "_config",
         "_cut",
@@ -84,13 +82,14 @@ class LimitController:
         "_quiet",
         "_slow",
         "_trial_at",
+        "baseline",
         "limit",
     )
 
     def __init__(self, config: AdaptiveConcurrency) -> None:
         self._config = config
         self.limit = config.max_limit
-        self._baseline = LatencyBaseline()
+        self.baseline = LatencyBaseline()
         self._capacity = Capacity(config.tolerance)
         self._slow = 0
         self._quiet = 0
@@ -105,7 +104,7 @@ class LimitController:
         """True when the limit was lowered, so that what is in flight now says nothing of it."""
         if interval.reached and self._cut is not None and not self._judge(self._cut, now, interval):
             return False
-        self._baseline.measure(now, interval)
+        self.baseline.measure(now, interval)
         queued = self._queued(now, interval)
         self._capacity.measure(now, interval)
         return queued is not None and self._move(now, interval, queued)
@@ -124,22 +123,24 @@ class LimitController:
             return True
         self._cut = None
         self._helped = helped
-        drift = self._baseline.drift(interval.latencies)
+        drift = self.baseline.drift(interval.latencies)
         if not helped or drift < 0:
-            self._baseline.correct(now, interval.latencies)
+            self.baseline.correct(now, interval.latencies)
             # One that was quite wrong may still be.
             wrong = drift < -DRIFT / 2 if helped else drift > DRIFT
             self._probe_at = now if wrong else now + PROBE_SECONDS
         if helped:
             self._pause = PAUSE_SECONDS
             return True
-        self.limit = self._config.max_limit if cut.trial else max(self.limit, cut.limit)
-        if cut.trial:
-            self._alert_until = now
-            self._trial_at = now + self._pause
-            self._pause = min(2 * self._pause, BASELINE_SECONDS)
-            self._capacity.restart(now, interval)
-        return not cut.trial
+        if not cut.trial:
+            self.limit = max(self.limit, cut.limit)
+            return True
+        self.limit = self._config.max_limit
+        self._alert_until = now
+        self._trial_at = now + self._pause
+        self._pause = min(2 * self._pause, BASELINE_SECONDS)
+        self._capacity.restart(now, interval)
+        return False
 
     def _queued(self, now: float, interval: Interval) -> float | None:
         """How many requests wait in the application; None when it is not clear yet."""
@@ -152,21 +153,20 @@ class LimitController:
         if self._slow < PATIENCE:
             return None if slow else 0.0
         if exhausted and self._capacity.best is not None:
-            self._baseline.restart(now, self._capacity.best.latencies)
+            self.baseline.restart(now, self._capacity.best.latencies)
             self._probe_at = now
         return self._surplus(interval)
 
     def _surplus(self, interval: Interval) -> float:
         """Little's law."""
-        baseline = self._baseline
-        if interval.wait(baseline.latencies) <= 0:
+        if interval.wait(self.baseline.latencies) <= 0:
             return 0.0  # the mix of requests has changed
-        rise = interval.latencies[-1] - baseline.mean
+        rise = interval.latencies[-1] - self.baseline.mean
         return interval.in_flight * max(0.0, rise - NOISE) / interval.latencies[-1]
 
     def _is_slow(self, interval: Interval) -> bool:
-        baseline = self._baseline
-        return baseline.mean <= WAITING and interval.is_late(baseline.latencies, self._config.tolerance)
+        late = interval.is_late(self.baseline.latencies, self._config.tolerance)
+        return late and self.baseline.mean <= WAITING
 
     def _move(self, now: float, interval: Interval, queued: float) -> bool:
         used = interval.in_flight
@@ -185,7 +185,7 @@ class LimitController:
         if cut is not None and cut.is_open(now, interval):
             return False
         if queued > room:
-            self._baseline.correct(now, interval.latencies)
+            self.baseline.correct(now, interval.latencies)
         if cut is not None and (not cut.trial or now >= self._alert_until):
             self._cut = None
         self._helped = False
