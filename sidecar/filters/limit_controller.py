@@ -1,16 +1,16 @@
 """When a concurrency limit is lowered and raised: decisions from one interval to the next, without clocks.
 
-Used by `concurrency_limit.py`. Must never lower the limit of an application that is not overloaded, not even
-to measure.
+Used by `concurrency_limit.py`. Must never lower the limit of an application that is not overloaded in order
+to measure: only when it looks overloaded, and then for a moment at most.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import sqrt
 
 from sidecar.config.resources import AdaptiveConcurrency
-from sidecar.filters.capacity import Capacity, keeps_up
+from sidecar.filters.capacity import Capacity
+from sidecar.filters.cut import TELLING, Cut
 from sidecar.filters.interval import Interval
 from sidecar.filters.latency_baseline import BASELINE_SECONDS, DRIFT, LatencyBaseline
 
@@ -22,13 +22,9 @@ its throughput says otherwise."""
 PATIENCE = 3
 """Slow intervals in a row that make an overload; fewer are a burst, or a machine busy for a moment."""
 ALERT_SECONDS = 30.0
-"""After an overload the next queue behind a limit that is reached counts at once. Where callers give up, a
-cut has so long to bring answers in time: the application may still work for those who have."""
+"""After an overload the next queue behind a limit that is reached counts at once."""
 STEEPEST = 0.55
 """What the first cut leaves at least. It is a trial: the next one may go all the way."""
-TELLING = 0.8
-"""A cut to this share or less shows whether it helped; throughput above it has hardly fallen, whatever is in
-flight."""
 PAUSE_SECONDS = 60.0
 """After a trial that showed no overload there is none for so long, and after the next for twice as long."""
 PROBE_SECONDS = 20.0
@@ -38,21 +34,6 @@ PROBE = 0.7
 """What a probe leaves of the limit."""
 HASTE = 4
 """Steps by which the limit grows at most, after as many intervals without a queue."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Cut:
-    """What was so before the limit was lowered."""
-
-    at: float
-    trial: bool
-    """Until then the application was not known to be overloaded."""
-    limit: int
-    in_flight: float
-    throughput: float
-
-    def is_open(self, now: float, interval: Interval) -> bool:
-        return interval.abandoned and now < self.at + ALERT_SECONDS
 
 
 class LimitController:
@@ -94,7 +75,7 @@ class LimitController:
         self._slow = 0
         self._quiet = 0
         self._alert_until = 0.0
-        self._cut: _Cut | None = None
+        self._cut: Cut | None = None
         self._helped = False
         self._pause = PAUSE_SECONDS
         self._trial_at = 0.0
@@ -113,13 +94,10 @@ class LimitController:
         """An interval that need not have all the answers: the first one, or a queue that grows fast."""
         return self._capacity.best is None or self._capacity.is_exhausted(interval)
 
-    def _judge(self, cut: _Cut, now: float, interval: Interval) -> bool:
+    def _judge(self, cut: Cut, now: float, interval: Interval) -> bool:
         """Did less at once take throughput along? False when that ends a trial."""
-        helped = interval.throughput > 0 and keeps_up(interval, cut.throughput, cut.in_flight, TELLING)
-        telling = interval.in_flight <= TELLING * cut.in_flight
-        if not telling and (helped or not cut.trial):
-            return True
-        if not helped and cut.is_open(now, interval):
+        helped = cut.has_helped(now, interval)
+        if helped is None:
             return True
         self._cut = None
         self._helped = helped
@@ -200,7 +178,7 @@ class LimitController:
         pending = cut is not None and (cut.trial or cut.is_open(now, interval))
         if cut is None or (limit <= TELLING * interval.in_flight and not pending):
             trial = now >= self._alert_until
-            self._cut = _Cut(now, trial, self.limit, interval.in_flight, interval.throughput)
+            self._cut = Cut(now, trial, self.limit, interval.in_flight, interval.throughput)
         least = 0.0 if self._helped else STEEPEST * interval.in_flight
         self.limit = max(round(max(limit, least)), self._config.min_limit)
         self._quiet = 0
