@@ -2,7 +2,8 @@
 
 The application answers `WORKERS` requests at a time, each after `SLEEP` seconds; the rest queue in it. Load
 comes at a constant rate, whatever is answered. Prints goodput and the latency of accepted requests at several
-multiples of the application's capacity, with protection and without.
+multiples of the application's capacity, with protection and without, and with it when the flood is there from
+the start, and when callers give up.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Result:
     load: float
     goodput: float
     refused: int
+    given_up: int
     failed: int
     p50: float
     p99: float
@@ -110,18 +112,23 @@ def _address(host: str, port: int) -> dict[str, Any]:
 
 
 class Load:
-    """Requests at a constant rate over kept-alive connections; what is measured begins after `warm_up`."""
+    """Requests at a constant rate over kept-alive connections; what is measured begins after `warm_up`.
 
-    def __init__(self, host: str, port: int) -> None:
+    A client that has waited for `patience` seconds closes its connection.
+    """
+
+    def __init__(self, host: str, port: int, patience: float | None) -> None:
         self._address = (host, port)
+        self._patience = patience
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self._writers: list[asyncio.StreamWriter] = []
         self._times: list[float] = []
         self._refused = 0
+        self._given_up = 0
         self._failed = 0
 
     async def run(self, rate: float, warm_up: float, seconds: float) -> Result:
-        self._times, self._refused, self._failed = [], 0, 0
+        self._times, self._refused, self._given_up, self._failed = [], 0, 0, 0
         begin = time.perf_counter()
         measured_from = begin + warm_up
         tasks: set[asyncio.Task[None]] = set()
@@ -141,6 +148,7 @@ class Load:
             rate / CAPACITY,
             len(times) / (end - measured_from),
             self._refused,
+            self._given_up,
             self._failed,
             statistics.median(times) * 1000 if times else 0.0,
             times[int(len(times) * 0.99)] * 1000 if times else 0.0,
@@ -148,12 +156,19 @@ class Load:
 
     async def _request(self, measured: bool) -> None:
         begin = time.perf_counter()
+        writer = None
         try:
-            reader, writer = self._idle.pop() if self._idle else await self._connect()
-            writer.write(b"GET / HTTP/1.1\r\nhost: app\r\n\r\n")
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().partition(b"content-length: ")[2].split(b"\r", 1)[0])
-            await reader.readexactly(length)
+            async with asyncio.timeout(self._patience):
+                reader, writer = self._idle.pop() if self._idle else await self._connect()
+                writer.write(b"GET / HTTP/1.1\r\nhost: app\r\n\r\n")
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length: ")[2].split(b"\r", 1)[0])
+                await reader.readexactly(length)
+        except TimeoutError:
+            self._given_up += measured
+            if writer is not None:
+                writer.close()
+            return
         except (OSError, asyncio.IncompleteReadError):
             self._failed += measured
             return
@@ -188,7 +203,12 @@ def free_ports(host: str, count: int) -> list[int]:
 
 
 async def measure(
-    loads: tuple[float, ...], seconds: float, protected: bool, host: str = "127.0.0.1", warm_up: float = 10.0
+    loads: tuple[float, ...],
+    seconds: float,
+    protected: bool,
+    host: str = "127.0.0.1",
+    warm_up: float = 10.0,
+    patience: float | None = None,
 ) -> list[Result]:
     """Each load in turn, on one sidecar and one application."""
     port, admin, app_port = free_ports(host, 3)
@@ -199,7 +219,7 @@ async def measure(
         pilotfish = str(Path(sys.executable).with_name("pilotfish"))
         options = ("--config", str(config), "--drain-deadline", "1", "--log-level", "error")
         sidecar = await asyncio.create_subprocess_exec(pilotfish, "sidecar", *options)
-        load = Load(host, port)
+        load = Load(host, port, patience)
         try:
             await _accepts(host, port)
             return [await load.run(each * CAPACITY, warm_up, seconds) for each in loads]
@@ -230,16 +250,27 @@ def main() -> None:
         f"application: {WORKERS} requests at a time, {SLEEP * 1000:g} ms each: {CAPACITY:g} requests a second"
     )
     for protected in (True, False):
-        print("\nwith protection" if protected else "\nwithout")
-        print("  load  goodput/s  refused  failed  p50 ms  p99 ms")
         results = asyncio.run(measure((0.5, 0.9, 3.0), 10.0, protected))
-        for result in results:
-            print(
-                f"{result.load:5.1f}x  {result.goodput:9.0f}  {result.refused:7}  {result.failed:6}"
-                f"  {result.p50:6.0f}  {result.p99:6.0f}"
-            )
+        show("with protection" if protected else "without", results)
         if protected:
             print(verdict(*results))
+    show("from the start", asyncio.run(measure((3.0,), 10.0, True, warm_up=20.0)))
+    show(
+        "callers give up after 1 s", asyncio.run(measure((0.5, 3.0), 10.0, True, warm_up=20.0, patience=1.0))
+    )
+    show(
+        "callers give up after 1 s, from the start",
+        asyncio.run(measure((3.0,), 10.0, True, warm_up=20.0, patience=1.0)),
+    )
+
+
+def show(title: str, results: list[Result]) -> None:
+    print(f"\n{title}\n  load  goodput/s  refused  given up  failed  p50 ms  p99 ms")
+    for result in results:
+        print(
+            f"{result.load:5.1f}x  {result.goodput:9.0f}  {result.refused:7}  {result.given_up:8}"
+            f"  {result.failed:6}  {result.p50:6.0f}  {result.p99:6.0f}"
+        )
 
 
 def verdict(calm: Result, healthy: Result, flooded: Result) -> str:

@@ -375,7 +375,8 @@ class AdaptiveConcurrency:
     """The floor: so many are always let through."""
     update_interval: float = 0.5
     min_samples: int = 50
-    """Responses that an update needs; an interval goes on until it has them."""
+    """Responses that an update needs; an interval goes on until it has them. In a queue that plainly grows
+    what waits counts too, and after a cut that they do not come."""
     tolerance: float = 2.0
     """How many times as long as its work an answer takes when overload begins (Envoy `buffer`, plus one)."""
 

@@ -7,6 +7,9 @@ learns the limit.
 A request holds a place until its response head, and only that time is measured: what streams afterwards
 (server-sent events, gRPC streams, WebSocket, CONNECT) holds none. A head that came before the request had
 ended tells nothing, since the client has decided when.
+
+A request that was given up, by its caller or by a time-out of its route, has waited for so long at least. It
+leaves its place, though the application very likely works on: answers that come too late show that as well.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 GRPC_RESOURCE_EXHAUSTED = 8
 HEALTH_CHECKS_AT_ONCE = 64
 """Beyond, they are requests like others: anybody can name himself a health check."""
+_GIVEN_UP = ("DC", "UT")
+"""Response flags: by the caller, by a time-out. With others the application failed, or was never reached."""
 
 
 class AdaptiveConcurrencyFilter:
@@ -55,10 +60,16 @@ class AdaptiveConcurrencyFilter:
             self._health_checks.remove(exchange)
             return
         attempt = exchange.router.attempt
+        now = exchange.context.now()
         latency = None
-        if attempt is not None and attempt.status < 500 and exchange.request_ended:
-            latency = attempt.latency
-        self.limit.release(exchange.context.now(), latency)
+        answered = True
+        if attempt is not None and exchange.request_ended:
+            if attempt.status == 0:
+                answered = exchange.flag[:2] not in _GIVEN_UP
+                latency = None if answered else now - attempt.started
+            elif attempt.status < 500:
+                latency = attempt.latency
+        self.limit.release(now, latency, answered)
 
     def __repr__(self) -> str:
         return f"<AdaptiveConcurrencyFilter {self.limit!r}>"

@@ -1,7 +1,7 @@
 """An application of fixed concurrency behind a concurrency limit, simulated event by event in virtual time.
 
 Requests come whether or not they are answered (an open loop). The application serves `workers` at a time;
-what the limit lets through beyond that waits in one queue inside it.
+what the limit lets through beyond that waits in one queue inside it, also when its caller has given up.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from random import Random
 
 from sidecar.filters.concurrency_limit import ConcurrencyLimit
@@ -48,12 +49,21 @@ class Application:
     """Seconds by which every answer is late for another reason, without holding a worker."""
 
 
+@dataclass(slots=True, order=True)
+class Request:
+    arrived: float
+    abandoned: bool = False
+    """Its caller gave up."""
+    answered: bool = False
+
+
 @dataclass
 class Outcome:
-    """Of one run. `latencies` in seconds, sorted, of what was answered in it."""
+    """Of one run. `latencies` in seconds, sorted, of what was answered in it to those who still waited."""
 
     seconds: float
     refused: int = 0
+    abandoned: int = 0
     latencies: list[float] = field(default_factory=list)
 
     @property
@@ -68,14 +78,20 @@ class Outcome:
 class Simulation:
     """Runs follow each other: the queue that one leaves is there in the next."""
 
-    def __init__(self, limit: ConcurrencyLimit, application: Application, seed: int = 1) -> None:
+    def __init__(
+        self, limit: ConcurrencyLimit, application: Application, seed: int = 1, patience: float = inf
+    ) -> None:
+        """`patience`: seconds after which callers give up."""
         self.limit = limit
         self.application = application
         self.now = 0.0
+        self._patience = patience
         self._random = Random(seed)
-        self._served: list[tuple[float, float, bool]] = []
-        """A heap: when it ends, when it came, whether it holds a worker."""
-        self._queue: deque[float] = deque()
+        self._served: list[tuple[float, Request, bool]] = []
+        """A heap: when it ends, what, whether it holds a worker."""
+        self._queue: deque[Request] = deque()
+        self._patient: deque[Request] = deque()
+        """In order of arrival."""
         self._busy = 0
 
     def run(self, rate: float, seconds: float) -> Outcome:
@@ -101,10 +117,14 @@ class Simulation:
     def _arrive(self, outcome: Outcome) -> None:
         if not self.limit.acquire():
             outcome.refused += 1
-        elif self.application.bypass and self._random.random() < self.application.bypass:
-            heapq.heappush(self._served, (self.now + 0.001, self.now, False))
+            return
+        request = Request(self.now)
+        if self._patience < inf:
+            self._patient.append(request)
+        if self.application.bypass and self._random.random() < self.application.bypass:
+            heapq.heappush(self._served, (self.now + 0.001, request, False))
         else:
-            self._queue.append(self.now)
+            self._queue.append(request)
             self._fill()
 
     def _fill(self) -> None:
@@ -115,14 +135,28 @@ class Simulation:
 
     def _serve_until(self, end: float, outcome: Outcome) -> None:
         while self._served and self._served[0][0] <= end:
-            self.now, arrived, worker = heapq.heappop(self._served)
+            self._give_up_until(self._served[0][0], outcome)
+            self.now, request, worker = heapq.heappop(self._served)
             if worker:
                 self._busy -= 1
                 self._fill()
                 if self.application.delay:
-                    heapq.heappush(self._served, (self.now + self.application.delay, arrived, False))
+                    heapq.heappush(self._served, (self.now + self.application.delay, request, False))
                     continue
-            latency = self.now - arrived
+            if request.abandoned:
+                continue
+            request.answered = True
+            latency = self.now - request.arrived
             self.limit.release(self.now, latency)
             outcome.latencies.append(latency)
+        self._give_up_until(end, outcome)
         self.now = end
+
+    def _give_up_until(self, end: float, outcome: Outcome) -> None:
+        patient = self._patient
+        while patient and patient[0].arrived + self._patience < end:
+            request = patient.popleft()
+            if not request.answered:
+                request.abandoned = True
+                outcome.abandoned += 1
+                self.limit.release(request.arrived + self._patience, self._patience, answered=False)
