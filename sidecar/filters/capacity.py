@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf, sqrt
+from math import sqrt
 
 from sidecar.filters.interval import Interval
 from sidecar.filters.latency_baseline import BASELINE_SECONDS
@@ -22,7 +22,11 @@ class Capacity:
         self._at = 0.0
 
     def measure(self, now: float, interval: Interval) -> None:
-        if self.best is None or now >= self._at + BASELINE_SECONDS or self._surpasses(interval, self.best):
+        if (
+            self.best is None
+            or now >= self._at + BASELINE_SECONDS
+            or self._surpasses(interval, interval.throughput, self.best)
+        ):
             self.restart(now, interval)
 
     def restart(self, now: float, interval: Interval) -> None:
@@ -34,20 +38,18 @@ class Capacity:
         best = self.best
         return (
             best is not None
-            and not self._surpasses(interval, best)
+            and not self._surpasses(interval, interval.throughput * (1 + interval.luck), best)
             and interval.is_late(best.latencies, self._tolerance)
             and interval.arrivals > EXCESS * max(best.throughput, interval.throughput)
         )
 
-    def _surpasses(self, interval: Interval, best: Interval) -> bool:
-        more = interval.throughput > EXCESS * best.throughput
+    def _surpasses(self, interval: Interval, throughput: float, best: Interval) -> bool:
+        more = throughput > EXCESS * best.throughput
         late = interval.is_late(best.latencies, self._tolerance)
-        return keeps_up(interval, best.throughput, best.in_flight) and (more or not late)
+        return (more or not late) and throughput >= best.throughput * follows(interval, best.in_flight)
 
 
-def keeps_up(interval: Interval, throughput: float, in_flight: float, enough: float = inf) -> bool:
-    """Did throughput follow what is in flight no more than half of the way down, or at least half of it up?
-
-    `enough`: a share of the throughput before that is enough in any case.
-    """
-    return interval.throughput >= throughput * min(sqrt(interval.in_flight / in_flight), enough)
+def follows(interval: Interval, in_flight: float) -> float:
+    """The share of throughput that half follows what is in flight, which was `in_flight` before: less has
+    not grown along with it, or has fallen along."""
+    return sqrt(interval.in_flight / in_flight)

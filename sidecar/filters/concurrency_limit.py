@@ -6,7 +6,7 @@ Used by `adaptive_concurrency.py`, which tells it the time. Counts, and gathers 
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, sqrt
 
 from sidecar.config.resources import AdaptiveConcurrency
 from sidecar.filters.interval import Interval, summary
@@ -131,14 +131,17 @@ class ConcurrencyLimit:
     def _interval(self, now: float) -> Interval:
         samples = self._samples
         samples.sort()
+        latencies, error = summary(samples)
         seconds = now - self._begun
         refused = self.refused - self._refused_before
         reached = self._most_in_flight >= self.limit
         return Interval(
-            latencies=summary(samples),
+            latencies=latencies,
+            error=error,
             in_flight=self.limit if reached else max(1.0, (self._in_flight_before + self.in_flight) / 2),
             arrivals=(len(samples) + refused + self.in_flight - self._in_flight_before) / seconds,
             throughput=(len(samples) - self._given_up + self._given_up_before) / seconds,
+            luck=1 / sqrt(len(samples)),
             abandoned=self._given_up > NOTABLE * len(samples),
             draining=self.in_flight < FALLING * self._in_flight_before,
             reached=reached,

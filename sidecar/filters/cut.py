@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sidecar.filters.capacity import keeps_up
+from sidecar.filters.capacity import follows
 from sidecar.filters.interval import Interval
 
 TELLING = 0.8
@@ -31,7 +31,8 @@ class Cut:
 
     def has_helped(self, now: float, interval: Interval) -> bool | None:
         """Did less at once leave throughput as it was? None when that is not clear yet."""
-        helped = interval.throughput > 0 and keeps_up(interval, self.throughput, self.in_flight, TELLING)
+        share = min(follows(interval, self.in_flight), TELLING)
+        helped = interval.throughput > 0 and interval.throughput >= self.throughput * share
         telling = interval.in_flight <= TELLING * self.in_flight
         if helped:
             return True if telling else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, fsum
+from math import ceil, fsum, sqrt
 
 QUANTILES = (0.1, 0.5, 0.9)
 """A queue delays all of them by the wait in it; two of three must say so. A single one moves when the mix of
@@ -19,22 +19,27 @@ SLACK = 0.015
 take a fraction of a millisecond by that much."""
 
 
-def summary(samples: list[float]) -> Latencies:
-    """Of samples in order."""
+def summary(samples: list[float]) -> tuple[Latencies, float]:
+    """Of samples in order, and the standard error of the last: where work differs, few samples say little."""
     core = samples[: ceil(len(samples) * CORE)]
     mean = max(fsum(core) / len(core), 1e-6)
-    return (*(samples[int(len(samples) * share)] for share in QUANTILES), mean)
+    variance = fsum((each - mean) ** 2 for each in core) / len(core)
+    return (*(samples[int(len(samples) * share)] for share in QUANTILES), mean), sqrt(variance / len(core))
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
     latencies: Latencies
+    error: float
+    """The standard error of their mean, in seconds."""
     in_flight: float
     """The limit if it was reached, else the mean of when it began and when it ended."""
     arrivals: float
     """Requests a second, with those that were refused."""
     throughput: float
     """Answers a second, without those for which nobody waited any more."""
+    luck: float
+    """The share of it by which it may be wrong by chance (standard error)."""
     abandoned: bool
     """Callers gave up: the application may still work on their requests."""
     draining: bool

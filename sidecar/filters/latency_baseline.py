@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from math import copysign
 
 from sidecar.filters.interval import Interval, Latencies
 
@@ -42,16 +43,18 @@ class LatencyBaseline:
         columns = zip(*(latencies for _, latencies in intervals), strict=True)
         self.latencies = tuple(sorted(column)[place] for column in columns)
 
-    def drift(self, latencies: Latencies) -> float:
-        """By what share of it these are above it."""
-        return latencies[-1] / self.mean - 1
+    def drift(self, interval: Interval) -> float:
+        """By what share of it answers took longer, beyond chance."""
+        rise = interval.latencies[-1] - self.mean
+        return copysign(max(0.0, abs(rise) - interval.error), rise) / self.mean
 
-    def correct(self, now: float, latencies: Latencies) -> None:
-        """These were measured without a queue, or with less of one than the baseline."""
-        if abs(self.drift(latencies)) > DRIFT:
-            self.restart(now, latencies)
+    def correct(self, now: float, interval: Interval) -> None:
+        """It was measured without a queue, or with less of one than the baseline."""
+        if abs(self.drift(interval)) > DRIFT:
+            self.restart(now, interval.latencies)
         else:
-            self.latencies = tuple((a + b) / 2 for a, b in zip(self.latencies, latencies, strict=True))
+            pairs = zip(self.latencies, interval.latencies, strict=True)
+            self.latencies = tuple((a + b) / 2 for a, b in pairs)
 
     def restart(self, now: float, latencies: Latencies) -> None:
         self._intervals.clear()

@@ -6,7 +6,9 @@ to measure: only when it looks overloaded, and then for a moment at most.
 
 from __future__ import annotations
 
+from collections import deque
 from math import sqrt
+from statistics import fmean
 
 from sidecar.config.resources import AdaptiveConcurrency
 from sidecar.filters.capacity import Capacity
@@ -72,7 +74,8 @@ class LimitController:
         self.limit = config.max_limit
         self.baseline = LatencyBaseline()
         self._capacity = Capacity(config.tolerance)
-        self._slow = 0
+        self._slow: deque[float] = deque(maxlen=PATIENCE)
+        """Throughput of slow intervals in a row."""
         self._quiet = 0
         self._alert_until = 0.0
         self._cut: Cut | None = None
@@ -101,9 +104,9 @@ class LimitController:
             return True
         self._cut = None
         self._helped = helped
-        drift = self.baseline.drift(interval.latencies)
+        drift = self.baseline.drift(interval)
         if not helped or drift < 0:
-            self.baseline.correct(now, interval.latencies)
+            self.baseline.correct(now, interval)
             # One that was quite wrong may still be.
             wrong = drift < -DRIFT / 2 if helped else drift > DRIFT
             self._probe_at = now if wrong else now + PROBE_SECONDS
@@ -123,13 +126,16 @@ class LimitController:
     def _queued(self, now: float, interval: Interval) -> float | None:
         """How many requests wait in the application; None when it is not clear yet."""
         if interval.reached and now < self._alert_until:
-            self._slow = 0
+            self._slow.clear()
             return self._surplus(interval)
         exhausted = self._capacity.is_exhausted(interval)
         slow = now >= self._trial_at and not interval.draining and (exhausted or self._is_slow(interval))
-        self._slow = self._slow + 1 if slow else 0
-        if self._slow < PATIENCE:
-            return None if slow else 0.0
+        if not slow:
+            self._slow.clear()
+            return 0.0
+        self._slow.append(interval.throughput)
+        if len(self._slow) < PATIENCE:
+            return None
         if exhausted and self._capacity.best is not None:
             self.baseline.restart(now, self._capacity.best.latencies)
             self._probe_at = now
@@ -140,7 +146,7 @@ class LimitController:
         if interval.wait(self.baseline.latencies) <= 0:
             return 0.0  # the mix of requests has changed
         rise = interval.latencies[-1] - self.baseline.mean
-        return interval.in_flight * max(0.0, rise - NOISE) / interval.latencies[-1]
+        return interval.in_flight * max(0.0, rise - NOISE - interval.error) / interval.latencies[-1]
 
     def _is_slow(self, interval: Interval) -> bool:
         late = interval.is_late(self.baseline.latencies, self._config.tolerance)
@@ -163,7 +169,7 @@ class LimitController:
         if cut is not None and cut.is_open(now, interval):
             return False
         if queued > room:
-            self.baseline.correct(now, interval.latencies)
+            self.baseline.correct(now, interval)
         if cut is not None and (not cut.trial or now >= self._alert_until):
             self._cut = None
         self._helped = False
@@ -178,7 +184,8 @@ class LimitController:
         pending = cut is not None and (cut.trial or cut.is_open(now, interval))
         if cut is None or (limit <= TELLING * interval.in_flight and not pending):
             trial = now >= self._alert_until
-            self._cut = Cut(now, trial, self.limit, interval.in_flight, interval.throughput)
+            throughput = fmean(self._slow or (interval.throughput,))
+            self._cut = Cut(now, trial, self.limit, interval.in_flight, throughput)
         least = 0.0 if self._helped else STEEPEST * interval.in_flight
         self.limit = max(round(max(limit, least)), self._config.min_limit)
         self._quiet = 0

@@ -30,10 +30,8 @@ FEW = 1.25
 """The limit may be so many times the floor where that is above the workers."""
 
 
-def simulate(workers: int, service: Service, patience: float = inf) -> Simulation:
-    return Simulation(
-        ConcurrencyLimit(AdaptiveConcurrency()), Application(workers, service), patience=patience
-    )
+def simulate(workers: int, service: Service, patience: float = inf, seed: int = 1) -> Simulation:
+    return Simulation(ConcurrencyLimit(AdaptiveConcurrency()), Application(workers, service), seed, patience)
 
 
 def settled(sim: Simulation, seconds: float, load: float, within: float) -> Outcome:
@@ -122,6 +120,22 @@ def test_a_start_of_an_application_that_waits_for_events(
 ) -> None:
     """What is in flight grows for a minute, latency with it; routinely polls are given up."""
     assert simulate(ENDLESS, service, patience).run(rate, 300).refused == 0
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_few_answers_say_little_of_throughput_whoever_is_first(seed: int) -> None:
+    """Polls of up to a minute, of which ten have ended in the first ten seconds."""
+    assert simulate(ENDLESS, uniform(30.0, 1.0), 40.0, seed).run(10, 300).refused == 0
+
+
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_few_answers_say_little_of_random_work(seed: int) -> None:
+    """In half a second thirty end; their number and their mean are wrong by a sixth."""
+    sim = simulate(20, exponential(0.3), seed=seed)
+    sim.run(33, 30)
+    flooded = settled(sim, 0.3, 3, 20)
+    assert flooded.goodput >= 0.8 * 20 / 0.3
+    assert flooded.percentile(0.5) <= 1.5 * 0.3
 
 
 def test_an_application_that_is_slow_at_first() -> None:
