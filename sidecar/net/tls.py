@@ -27,10 +27,10 @@ HEADER = 5
 MAX_FED = HEADER + RECORD + 256
 """The largest record that there may be (RFC 8446 section 5.2)."""
 
-MAX_WRITTEN = 65536
+MAX_WRITTEN = 131072
 """What is encrypted at once, into several records, so that the BIO stays small enough for the caches."""
 
-MAX_READ = 65536
+MAX_READ = 262144
 """What is decrypted at once."""
 
 BULK = 8192

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Protocol
 
-BULK = 49152
-"""From so many bytes on, a codec may give its output in several calls of `take_output`. Buffers of some
-hundred kilobytes cost more than what is copied: they fall out of the caches, and the allocator returns and
-fetches their pages each time."""
+BULK = 98304
+"""From so many bytes on, a codec may give its output in several calls of `take_output`. With the frame that
+exceeds it, it is less than the 128 KiB from which malloc maps and unmaps pages each time."""
 
 Field = tuple[bytes, bytes]
 """One header field: lower-case name, value without surrounding white space."""

@@ -41,7 +41,7 @@ __all__ = ["H2Codec", "H2Options"]
 _MAX_CONTINUATIONS = 64
 _WORK_A_TURN = 512
 _HEAD_WORK = 8
-"""Frames that are taken in one turn of the event loop, a header section counting for several: 64 KiB may hold
+"""Frames that are taken in one turn of the event loop, a header section counting for several: a read may hold
 thousands of requests, and other connections would wait for all of them."""
 _REFUSAL_COST = 1
 _TOO_LARGE_COST = 8
