@@ -27,8 +27,8 @@ HEADER = 5
 MAX_FED = HEADER + RECORD + 256
 """The largest record that there may be (RFC 8446 section 5.2)."""
 
-MAX_WRITTEN = 131072
-"""What is encrypted at once, into several records, so that the BIO stays small enough for the caches."""
+MAX_WRITTEN = 262144
+"""What is encrypted at once, into several records."""
 
 MAX_READ = 262144
 """What is decrypted at once."""
@@ -92,7 +92,7 @@ class _Scratch(threading.local):
     def __init__(self) -> None:
         self.plain = memoryview(bytearray(MAX_READ + MAX_FED))
         self.plain_address = ffi.from_buffer(self.plain)
-        self.records = memoryview(bytearray(MAX_WRITTEN + 8 * (HEADER + 256)))
+        self.records = memoryview(bytearray(MAX_WRITTEN + MAX_WRITTEN // RECORD * (HEADER + 256)))
         self.records_address = ffi.from_buffer(self.records)
 
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Protocol
 
-BULK = 98304
-"""From so many bytes on, a codec may give its output in several calls of `take_output`. With the frame that
-exceeds it, it is less than the 128 KiB from which malloc maps and unmaps pages each time."""
+BULK = 196608
+"""From so many bytes on, a codec may give its output in several calls of `take_output`. More at once falls out
+of the caches, less is more calls."""
 
 Field = tuple[bytes, bytes]
 """One header field: lower-case name, value without surrounding white space."""

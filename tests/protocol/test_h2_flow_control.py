@@ -59,7 +59,7 @@ def test_large_output_is_taken_in_parts_and_in_order() -> None:
     connection = server(peer_settings={4: 2**20})
     connection.say(f.window_update(0, 2**20))
     (recorder,) = responding(connection, 1)
-    body = bytes(range(250)) * 2400
+    body = bytes(range(250)) * 3600
     for start in range(0, len(body), 10_000):
         recorder.stream.send_data(body[start : start + 10_000], start + 10_000 == len(body))
     parts = list(iter(connection.codec.take_output, b""))
