@@ -20,8 +20,8 @@ from enum import IntEnum
 from typing import Any, Protocol
 
 BULK = 196608
-"""From so many bytes on, a codec may give its output in several calls of `take_output`. More at once falls out
-of the caches, less is more calls."""
+"""From so many bytes on, a codec may give its output in several calls of `take_output`. More at once falls
+out of the caches, less is more calls."""
 
 Field = tuple[bytes, bytes]
 """One header field: lower-case name, value without surrounding white space."""
