@@ -67,6 +67,7 @@ class Connection(asyncio.BufferedProtocol):
         "_server_side",
         "_session",
         "_shared",
+        "_takes_views",
         "_tls",
         "_transport",
         "_unread",
@@ -110,6 +111,7 @@ class Connection(asyncio.BufferedProtocol):
         self._read_paused = False
         self._write_paused = False
         self._half_closing = False
+        self._takes_views = False
         self._written_eof = False
         self._peer_eof = False
         self._peer_watch: PeerWatch | None = None
@@ -169,6 +171,8 @@ class Connection(asyncio.BufferedProtocol):
             codec.connection_lost(self._reason or "connection closed")
             return
         self._half_closing = hasattr(codec, "want_eof")
+        self._takes_views = hasattr(codec, "takes_views")
+        self._buffer = self._shared.bulk_buffer if self._takes_views else self._shared.buffer
         if hasattr(codec, "opaque") and self._peer_watch is None and self._transport is not None:
             sock = self._transport.get_extra_info("socket")
             self._peer_watch = PeerWatch(self._loop, self._shared.looks, sock, self.abort)
@@ -278,7 +282,7 @@ class Connection(asyncio.BufferedProtocol):
             self._owner.on_unread(self, self._unread)
             return
         self._receiving = True
-        if nbytes > BULK_READ and hasattr(codec, "takes_views"):
+        if self._takes_views and nbytes > BULK_READ:
             cast(TakesViews, codec).receive(data)
         else:
             codec.receive(bytes(data))

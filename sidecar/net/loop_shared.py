@@ -10,8 +10,10 @@ from sidecar.net.handshakes import HandshakeQueue
 from sidecar.net.peer_watch import LOOK_INTERVAL
 from sidecar.runtime.timeouts import Timeouts
 
-READ_SIZE = 262144
-"""The most that is read at once, into one buffer for all, so that it stays in the caches."""
+READ_SIZE = 65536
+BULK_READ_SIZE = 262144
+"""The most that is read at once, into one buffer for all, so that it stays in the caches; the larger for
+codecs that bound what they do in a turn of the loop."""
 LINGER_INTERVAL = 1.0
 """How long a closed connection waits for the peer's FIN, so that closing over unread input does not
 destroy the last answer by a reset (RFC 9112 section 9.6); and how often it looks for progress before."""
@@ -52,11 +54,12 @@ class FlushQueue:
 
 
 class LoopShared:
-    __slots__ = ("buffer", "flushes", "handshakes", "lingers", "looks")
+    __slots__ = ("buffer", "bulk_buffer", "flushes", "handshakes", "lingers", "looks")
 
     def __init__(self, loop: AbstractEventLoop) -> None:
-        self.buffer = memoryview(bytearray(READ_SIZE))
+        self.bulk_buffer = memoryview(bytearray(BULK_READ_SIZE))
         """Where sockets are read into: what is read is taken before anything else is read."""
+        self.buffer = self.bulk_buffer[:READ_SIZE]
         self.flushes = FlushQueue(loop.call_soon)
         self.handshakes = HandshakeQueue(loop)
         self.lingers = Timeouts(loop, loop.time, LINGER_INTERVAL)
