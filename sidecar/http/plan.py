@@ -123,7 +123,9 @@ def _target(
     )
 
 
-def stats_for(context: HttpContext, downstream: Downstream, route: str, cluster: str) -> RouteStats:
+def stats_for(
+    context: HttpContext, downstream: Downstream, route: str, cluster: str = "unknown"
+) -> RouteStats:
     """The counters of this route, cluster and caller; kept with the connection."""
     key = (route, cluster)
     stats = downstream.stats.get(key)

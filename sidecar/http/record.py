@@ -53,7 +53,7 @@ def record_exchange(exchange: Exchange) -> None:
     if target is not None:
         stats = target.stats
     else:
-        stats = stats_for(context, exchange.downstream, router.route_name, "unknown")
+        stats = stats_for(context, exchange.downstream, router.route_name)
     stats.record(exchange.status, exchange.grpc_status, duration)
     stats.request_bytes += exchange.bytes_in
     stats.response_bytes += exchange.bytes_out

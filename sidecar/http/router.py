@@ -136,7 +136,7 @@ class RouterRequest:
     def _on_no_routes(self, seconds: float) -> None:
         authority = self.exchange.head.authority.decode("latin-1")
         text = f"no route for {authority} was known within {seconds:g} s (grpc-timeout)"
-        stats = stats_for(self.exchange.context, self.exchange.downstream, self.route_name, "unknown")
+        stats = stats_for(self.exchange.context, self.exchange.downstream, self.route_name)
         stats.timeouts += 1
         self.cancel(text)
         self.exchange.reply(LocalReply(504, "UT", text))

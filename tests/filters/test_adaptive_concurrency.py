@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from sidecar.config.resources import AdaptiveConcurrency, RetryPolicy
+from sidecar.config.resources import AdaptiveConcurrency
 from sidecar.filters.adaptive_concurrency import AdaptiveConcurrencyFilter
 from sidecar.protocol.events import ResponseHead
 from tests.support.exchange_rig import Rig, get, route
@@ -18,8 +18,8 @@ Release = tuple[float | None, bool]
 class Filtered:
     """`released` is what the limit was told of each request that left it."""
 
-    def __init__(self, timeout: float = 0.0, retry: RetryPolicy | None = None) -> None:
-        self.rig = Rig(route(timeout=timeout, retry=retry))
+    def __init__(self, timeout: float = 0.0) -> None:
+        self.rig = Rig(route(timeout=timeout))
         self.filter = AdaptiveConcurrencyFilter(AdaptiveConcurrency())
         self.released: list[Release] = []
         self.filter.limit = self  # type: ignore[assignment]
