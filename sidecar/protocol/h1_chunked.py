@@ -13,10 +13,14 @@ from sidecar.protocol.events import Field
 from sidecar.protocol.h1_wire import H1Error, H1Options, parse_trailers
 
 _TEXT = rb"[\t\x20-\x7e\x80-\xff]*"
+_PLAIN_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})([ \t]*;" + _TEXT + rb")?")
 _SIZE_LINE_BEGUN = re.compile(rb"(?:[0-9A-Fa-f]{1,15}(?:[ \t]*(?:;" + _TEXT + rb")?)?\r?)?")
 _MAX_SIZE_LINE = 1024
 _MAX_EXTENSIONS = 16 * 1024  # bytes a body: they are thrown away, but cost time
+CHUNKS_A_TURN = 1024
+"""Taken in one turn of the event loop: a read may hold ten thousand, and other connections would wait for
+all of them."""
 
 
 class _State(IntEnum):
@@ -29,7 +33,7 @@ class _State(IntEnum):
 class ChunkedDecoder:
     """One chunked body. Feed it until it says that the body has ended."""
 
-    __slots__ = ("_extensions", "_left", "_options", "_partial", "_state", "trailers")
+    __slots__ = ("_extensions", "_left", "_options", "_partial", "_state", "ended", "trailers")
 
     def __init__(self, options: H1Options) -> None:
         self._options = options
@@ -37,13 +41,15 @@ class ChunkedDecoder:
         self._left = 0
         self._partial = b""
         self._extensions = 0
+        self.ended = False
         self.trailers: tuple[Field, ...] = ()
 
     def __repr__(self) -> str:
         return f"<ChunkedDecoder {self._state.name} left={self._left} partial={len(self._partial)}>"
 
-    def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
-        """Body bytes, and what follows the message once it has ended (None before). Raises `H1Error`."""
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """Body bytes, and what was not taken: what follows the message once it has `ended`, before that what
+        the next turn is for. Raises `H1Error`."""
         if self._partial:
             data = self._partial + data
             self._partial = b""
@@ -58,18 +64,22 @@ class ChunkedDecoder:
                     position = start + len(part)
                     self._left -= len(part)
                     if self._left:
-                        return b"".join(parts), None
+                        return b"".join(parts), b""
                     self._state = _State.DATA_END
                 case _State.DATA_END:
                     position = self._data_end(data, start)
                 case _State.SIZE:
+                    start = _whole_chunks(data, start, parts)
+                    if len(parts) >= CHUNKS_A_TURN:
+                        return b"".join(parts), data[start:]
                     position = self._size_line(data, start)
                 case _State.TRAILERS:
                     position = self._trailer_section(data, start)
                     if position >= 0:
+                        self.ended = True
                         return b"".join(parts), data[position:]
         self._partial = data[start:]
-        return b"".join(parts), None
+        return b"".join(parts), b""
 
     # Each returns where the next part begins, or -1 while its own is incomplete.
 
@@ -110,3 +120,20 @@ class ChunkedDecoder:
             return -1
         self.trailers = parse_trailers(data[start : end + 2], self._options)
         return end + 4
+
+
+def _whole_chunks(data: bytes, position: int, parts: list[bytes]) -> int:
+    """Add the chunks from `position` on that are there to their last byte and have no extensions, nearly all
+    that there are; returns where the first other one begins, or where the turn ends."""
+    size_line = _PLAIN_SIZE_LINE.match
+    while len(parts) < CHUNKS_A_TURN:
+        line = size_line(data, position)
+        if line is None:
+            break
+        begin = line.end()
+        end = begin + int(line[1], 16)
+        if end == begin or not data.startswith(b"\r\n", end):
+            break
+        parts.append(data[begin:end])
+        position = end + 2
+    return position

@@ -79,9 +79,16 @@ class H1ClientCodec(H1Connection):
     def receive(self, data: bytes) -> None:
         if self.should_close:
             return
+        if self.behind:
+            self.hold(data)
+            return
         self._receiving = True
+        self.process(data)
+        self._receiving = False
+
+    def process(self, data: bytes) -> None:
         try:
-            while data and not self.should_close:
+            while data and not self.should_close and not self.behind:
                 stream = self._stream
                 if stream is None or not self._taken:
                     raise H1Error(502, "bytes from the server before a request")
@@ -93,12 +100,10 @@ class H1ClientCodec(H1Connection):
             self._capacity_due = False
             if not self.should_close:
                 self.handler.on_capacity()
-        self._receiving = False
+        if self.behind and not self.should_close:
+            self.hold(data)
 
-    def receive_eof(self) -> None:
-        if self.should_close:
-            return
-        self._receiving = True
+    def end_input(self) -> None:
         stream = self._stream
         if stream is None:
             self.close()
@@ -111,7 +116,6 @@ class H1ClientCodec(H1Connection):
                 self.close()
         else:
             self._lose(stream, "connection closed in mid-response")
-        self._receiving = False
 
     def take_output(self) -> bytes:
         if self._out:

@@ -54,7 +54,7 @@ def _remember(heads: dict[bytes, ParsedRequest], key: bytes, parsed: ParsedReque
 class H1ServerCodec(H1Connection):
     """One connection from a client. `available` and `open_stream` are for the other side."""
 
-    __slots__ = ("_begun", "_eof", "_heads", "_shared_heads", "behind", "leave")
+    __slots__ = ("_begun", "_heads", "_shared_heads", "leave")
 
     _stream: H1ServerStream | None
 
@@ -69,11 +69,8 @@ class H1ServerCodec(H1Connection):
         super().__init__(handler, options)
         self._heads: dict[bytes, ParsedRequest] = {}
         self._shared_heads = {} if shared_heads is None else shared_heads
-        self._eof = False
         self._begun = 0
         """Requests so far."""
-        self.behind = False
-        """More whole requests may be at hand than one turn of the event loop is given to."""
         self.leave = False
         """Close when the exchange on the way is over."""
 
@@ -91,23 +88,20 @@ class H1ServerCodec(H1Connection):
         if self.should_close:
             return
         if self.behind:
-            self._hold(data)
+            self.hold(data)
             return
         self._receiving = True
         stream = self._stream
         if stream is not None and stream.receiving == TUNNEL_HELD and stream.accepted:
             self._open_tunnel(stream)
-        self._process(data)
+        self.process(data)
         self._receiving = False
 
-    def receive_eof(self) -> None:
-        if self.should_close:
-            return
-        self._receiving = True
-        self._eof = True
+    def end_input(self) -> None:
+        """A stream whose message is incomplete is lost; the others may be answered."""
         stream = self._stream
         if stream is None:
-            if not ((self._output_paused or self.behind) and self._input):
+            if not (self._output_paused and self._input):
                 self.close()
         elif stream.receiving == TUNNEL:
             stream.receiving = DONE
@@ -117,24 +111,23 @@ class H1ServerCodec(H1Connection):
             stream.finish()
             self.close()
             handler.on_reset(Reset(ErrorCode.CANCEL, "connection closed in mid-request"))
-        self._receiving = False
 
     def take_output(self) -> bytes:
+        if self.behind:
+            self.catch_up()
         # A tunnel that has just been granted may be handed to another codec, with what the client sent
         # ahead. So its bytes go to this stream's handler only one flush after the answer has left.
-        if self.behind:
-            self._catch_up()
         stream = self._stream
         if stream is None or stream.receiving != TUNNEL_HELD or not (self._input or self._eof):
-            return super().take_output()
+            return self.take_written()
         if not self._out and stream.accepted:
             self._receiving = True
             self._open_tunnel(stream)
             self._receiving = False
-            return super().take_output()
+            return self.take_written()
         if stream.accepted:
             self.on_output()
-        return super().take_output()
+        return self.take_written()
 
     def resume_output(self) -> None:
         super().resume_output()
@@ -162,53 +155,37 @@ class H1ServerCodec(H1Connection):
 
     # --- requests
 
-    def _process(self, data: bytes) -> None:
+    def process(self, data: bytes) -> None:
         last = self._begun + _REQUESTS_A_TURN
         try:
             while data and not self.should_close:
                 stream = self._stream
+                if self.behind:
+                    break
                 if stream is None:
                     if self._output_paused:  # A client that does not read is not answered further.
-                        self._hold(data)
-                        return
+                        break
                     if self._begun == last:
-                        self.behind = True
-                        self._hold(data)
-                        return
+                        self.fall_behind()
+                        break
                     data = self._begin(data)
                 elif stream.receiving in (DONE, TUNNEL_HELD):
-                    self._hold(data)
-                    return
+                    break
                 else:
                     data = stream.receive(data)
         except H1Error as error:
             self._refuse(error.status, str(error))
-
-    def _catch_up(self) -> None:
-        """Some of the pipelined requests that wait; the rest in the turns that follow."""
-        if self._out:  # of this turn
-            self.on_output()
-            return
-        self.behind = False
-        self._replay()
-
-    def _hold(self, data: bytes) -> None:
-        self._input += data
-        self.update_read_pause()
+        if data and not self.should_close:
+            self.hold(data)
 
     def _replay(self) -> None:
-        """Go on with what was held; not from inside `receive`, whose loop does so itself."""
-        if self._receiving or self._stream is not None or self.should_close or not self._input:
+        """Go on with the requests that were held."""
+        if self._receiving or self.behind or self._stream is not None or self.should_close or not self._input:
             return
-        data = bytes(self._input)
-        self._input.clear()
-        self._receiving = True
-        self._process(data)
+        self.process_held()
         if self._eof and self._stream is None and not self._output_paused and not self.behind:
             self.close()
-        self._receiving = False
-        self.update_read_pause()
-        if self._out or self.should_close:
+        if self._out or self.should_close or self.behind:
             self.on_output()
 
     def _begin(self, data: bytes) -> bytes:
@@ -230,7 +207,7 @@ class H1ServerCodec(H1Connection):
             return rest
         if body == TUNNEL:
             # Another codec may take over before the handler returns, and what came behind goes with it.
-            self._hold(rest)
+            self.hold(rest)
             rest = b""
         stream.expect_body(TUNNEL_HELD if body == TUNNEL else body)
         self.handler.on_request(stream, parsed.head, False)

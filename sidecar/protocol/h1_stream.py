@@ -49,14 +49,18 @@ class H1Connection:
 
     __slots__ = (
         "_draining",
+        "_eof",
         "_input",
         "_out",
         "_output_paused",
+        "_processing",
         "_read_paused",
         "_receiving",
         "_stream",
+        "_turn_taken",
         "abort",
         "active_streams",
+        "behind",
         "error",
         "handler",
         "on_output",
@@ -79,7 +83,13 @@ class H1Connection:
         self.active_streams = 0
         self.error = ""
         """What the peer did wrong, "" while nothing."""
+        self.behind = False
+        """More is at hand, requests or chunks, than one turn of the event loop is given to."""
+        self._turn_taken = False
+        self._eof = False
         self._input = bytearray()
+        self._processing = 0
+        """Bytes that were held and are being processed: they do not count as taken before that ends."""
         self._out: list[bytes] = []
         self._stream: H1Stream | None = None
         self._receiving = False
@@ -91,7 +101,22 @@ class H1Connection:
         state = "closing" if self.should_close else "draining" if self._draining else "open"
         return f"<{type(self).__name__} {state} input={len(self._input)} stream={self._stream!r}>"
 
+    def receive_eof(self) -> None:
+        if self.should_close:
+            return
+        self._eof = True
+        if not self.behind:
+            self._receiving = True
+            self.end_input()
+            self._receiving = False
+
     def take_output(self) -> bytes:
+        if self.behind:
+            self.catch_up()
+        return self.take_written()
+
+    def take_written(self) -> bytes:
+        """What is to be written, without doing any more."""
         out = self._out
         if not out:
             return b""
@@ -129,10 +154,53 @@ class H1Connection:
         self._input.clear()
         self.wrote()
 
+    def fall_behind(self) -> None:
+        """Leave the rest of what is being received to the turns that follow."""
+        self.behind = self._turn_taken = True
+
+    def catch_up(self) -> None:
+        """Some of what waits, unless `receive` has just had this turn."""
+        if self._turn_taken:
+            self._turn_taken = False
+        else:
+            self.behind = False
+            self.process_held()
+            if self._eof and not self.behind and not self.should_close:
+                self._receiving = True
+                self.end_input()
+                self._receiving = False
+            self._turn_taken = False
+        if self.behind:
+            self.on_output()
+
+    def process_held(self) -> None:
+        """Go on with what was held; not from inside `receive`, whose loop does so itself."""
+        data = bytes(self._input)
+        self._input.clear()
+        self._processing = len(data)
+        self._receiving = True
+        self.process(data)
+        self._receiving = False
+        self._processing = 0
+        self.update_read_pause()
+
+    def hold(self, data: bytes) -> None:
+        """Keep `data` for later."""
+        self._input += data
+        self.update_read_pause()
+
+    def process(self, data: bytes) -> None:
+        """Take `data` as far as it can be taken now, and hold the rest."""
+        raise NotImplementedError
+
+    def end_input(self) -> None:
+        """The peer sends no more, and all that it has sent was processed."""
+        raise NotImplementedError
+
     def update_read_pause(self) -> None:
         """Stop reading at a full window, go on at half of it."""
         window = self.options.body_window
-        held = len(self._input)
+        held = max(len(self._input), self._processing)
         if self._stream is not None:
             held = max(held, self._stream.unconsumed)
         paused = held >= window or (self._read_paused and held > window // 2)
@@ -315,7 +383,7 @@ class H1Stream:
             self._decoder = ChunkedDecoder(self._connection.options)
 
     def receive(self, data: bytes) -> bytes:
-        """Body bytes of this message; returns what is not its own."""
+        """Body bytes of this message; returns what is not its own, or is left to another turn (`behind`)."""
         receiving = self.receiving
         if receiving > 0:
             n = len(data)
@@ -352,10 +420,12 @@ class H1Stream:
         except H1Error as error:
             self._connection.body_refused(self, error)
             return b""
-        if rest is None:
+        if not decoder.ended:
+            if rest:
+                self._connection.fall_behind()
             if body:
                 self.deliver(body, False)
-            return b""
+            return rest
         self.receiving = DONE
         if not decoder.trailers:
             self.deliver(body, True)
