@@ -20,7 +20,7 @@ from typing import cast
 from sidecar.net.certificates import NO_CERTIFICATE
 from sidecar.net.connection_types import ConnectError, ConnectionOwner, HalfClosing, LeavesBytes, TakesViews
 from sidecar.net.handshakes import Handshake
-from sidecar.net.loop_shared import shared_of
+from sidecar.net.loop_shared import READ_SIZE, shared_of
 from sidecar.net.original_dst import original_destination
 from sidecar.net.peer import PeerInfo
 from sidecar.net.peer_watch import PeerWatch
@@ -32,6 +32,11 @@ __all__ = ["ConnectError", "Connection", "ConnectionOwner", "PeerInfo", "connect
 
 BULK_READ = 8192
 """Above this a codec that can is given a view: it saves a copy, though slicing it costs more than bytes."""
+TINY_RECORD = 64
+"""Bytes: a read full of TLS records below this on average takes many times as long as others, so it ends the
+connection's turn, and the next ones are smaller."""
+READS_A_TURN = 4
+"""Of a connection that has more to say each time; the loop would read 32 times before it looks at others."""
 MAX_UNREAD = 65536
 """Bytes kept for a codec that is not set yet; past it the socket is not read."""
 WRITE_HIGH_WATER = 65536
@@ -52,6 +57,7 @@ class Connection(asyncio.BufferedProtocol):
         "_closing",
         "_eof_told",
         "_flush_scheduled",
+        "_full_reads",
         "_half_closing",
         "_handshake",
         "_lingering",
@@ -70,6 +76,7 @@ class Connection(asyncio.BufferedProtocol):
         "_takes_views",
         "_tls",
         "_transport",
+        "_turn_over",
         "_unread",
         "_waiter",
         "_write_paused",
@@ -109,6 +116,9 @@ class Connection(asyncio.BufferedProtocol):
         self._receiving = False
         self._flush_scheduled = False
         self._read_paused = False
+        self._full_reads = 0
+        """Running ones, each of which filled at least the smaller buffer."""
+        self._turn_over = False
         self._write_paused = False
         self._half_closing = False
         self._takes_views = False
@@ -262,6 +272,12 @@ class Connection(asyncio.BufferedProtocol):
         """`nbytes` bytes are in the buffer. TLS takes them from there; a codec keeps slices of its own."""
         if self._closing:
             return
+        if nbytes >= READ_SIZE:
+            self._full_reads += 1
+            if self._full_reads >= READS_A_TURN:
+                self._end_turn()
+        else:
+            self._full_reads = 0
         session = self._session
         if session is None:
             data: bytes | memoryview = self._buffer[:nbytes]
@@ -274,6 +290,9 @@ class Connection(asyncio.BufferedProtocol):
             if session.error or session.peer_closed:
                 self._deliver_last(session, bytes(data))
                 return
+            if nbytes > BULK_READ and session.records * TINY_RECORD > nbytes:
+                self._buffer = self._shared.buffer
+                self._end_turn()
             if not data:
                 return
         codec = self.codec
@@ -543,12 +562,30 @@ class Connection(asyncio.BufferedProtocol):
         if paused is self._read_paused or transport is None:
             return
         self._read_paused = paused
-        if self._peer_eof or transport.is_closing():
+        if self._turn_over or self._peer_eof or transport.is_closing():
             return
         if paused:
             transport.pause_reading()
         else:
             transport.resume_reading()
+
+    def _end_turn(self) -> None:
+        """Read no more until the loop has been at the other connections."""
+        transport = self._transport
+        if self._turn_over or transport is None or transport.is_closing():
+            return
+        self._turn_over = True
+        self._full_reads = 0
+        if not self._read_paused:
+            transport.pause_reading()
+        self._loop.call_soon(self._begin_turn)
+
+    def _begin_turn(self) -> None:
+        self._turn_over = False
+        transport = self._transport
+        if transport is None or self._read_paused or self._peer_eof or transport.is_closing():
+            return
+        transport.resume_reading()
 
     def _fail(self, reason: str) -> None:
         """The connection is of no more use: say so to the peer (TLS alert, FIN) and to the codec."""

@@ -125,6 +125,7 @@ class TlsSession:
         "close_sent",
         "error",
         "peer_closed",
+        "records",
     )
 
     def __init__(self, parameters: TlsParameters, server_side: bool) -> None:
@@ -144,6 +145,8 @@ class TlsSession:
         self.peer_closed = False
         """The peer's close_notify has come: nothing more will be decrypted."""
         self.close_sent = False
+        self.records = 0
+        """Whole ones in the last piece above BULK that was given to `decrypt`."""
         self.error = ""
         """Set by `decrypt`: why the session is dead."""
 
@@ -208,7 +211,7 @@ class TlsSession:
             pieces = (data[start : start + MAX_READ] for start in range(0, size, MAX_READ))
             return b"".join([bytes(self.decrypt(piece)) for piece in pieces])
         tail, start = self._tail, 0
-        total = 0
+        total = self.records = 0
         if tail:
             if len(tail) < HEADER:
                 start = min(HEADER - len(tail), size)
@@ -224,6 +227,7 @@ class TlsSession:
             self._tail = b""
             total = self._decrypt_whole(ffi.from_buffer(tail), len(tail), 1, 0)
         end, count = _whole_records(data, start)
+        self.records = count
         if count and not (self.error or self.peer_closed):
             total = self._decrypt_whole(ffi.from_buffer(data) + start, end - start, count, total)
         if end < size and not (self.error or self.peer_closed):

@@ -41,8 +41,8 @@ __all__ = ["H2Codec", "H2Options"]
 _MAX_CONTINUATIONS = 64
 _WORK_A_TURN = 512
 _HEAD_WORK = 8
-"""Frames that are taken in one turn of the event loop, a header section counting for several: a read may hold
-thousands of requests, and other connections would wait for all of them."""
+"""Frames that are taken in one turn of the event loop, a header section counting for several more, and for
+another each 256 octets: a read may hold thousands of requests, and other connections would wait for all."""
 _REFUSAL_COST = 1
 _TOO_LARGE_COST = 8
 """Of a request that is answered 431: decoding it has cost more than answering ten others."""
@@ -166,7 +166,7 @@ class H2Codec(H2Control):
             piece = data[pos + 9 : end]
             payload = piece if type(piece) is bytes else bytes(piece)
             if kind == 1:
-                work -= _HEAD_WORK
+                work -= _HEAD_WORK + (length >> 8)
                 if flags & 0x2C == 4:
                     self._on_header_block(stream_id, flags, payload)
                 else:
@@ -177,6 +177,7 @@ class H2Codec(H2Control):
                 else:
                     self._on_data(stream_id, flags, payload, length)
             elif kind == frames.CONTINUATION:
+                work -= length >> 8
                 self._on_continuation(stream_id, flags, payload)
             else:
                 self.on_control_frame(kind, flags, stream_id, payload)

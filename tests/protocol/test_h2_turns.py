@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from sidecar.protocol.events import ResponseHead
 from tests.support import h2_frames as f
 from tests.support.codec_events import Driver
@@ -60,6 +62,22 @@ def test_large_frames_are_taken_at_once() -> None:
     connection.codec.receive(f.data(1, bytes(1000)) * 64)
     assert not connection.codec.behind
     assert len(connection.requests[0].body) == 64_000
+
+
+@pytest.mark.parametrize("continued", [False, True])
+def test_large_header_sections_count_by_their_size(continued: bool) -> None:
+    connection = server()
+    connection.on_new_request = answer
+    block = GET + f.block([(b"x-%d" % i, b"v" * 1000) for i in range(12)])
+    if continued:
+        one = f.frame(f.HEADERS, 1, 1, block[:100]) + f.frame(f.CONTINUATION, 4, 1, block[100:])
+    else:
+        one = f.frame(f.HEADERS, 5, 1, block)
+    octets = b"".join(one.replace(b"\0\0\0\1", b"\0\0\0%c" % i) for i in range(1, 41, 2))
+    connection.codec.receive(octets)
+    assert len(connection.requests) == A_TURN // (9 + continued + len(block) // 256) + 1
+    turns(connection)
+    assert len(connection.requests) == 20
 
 
 def test_what_comes_meanwhile_waits_its_turn_and_frames_may_be_cut_anywhere() -> None:

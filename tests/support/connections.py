@@ -96,6 +96,27 @@ class RecordingCodec:
         self.should_close = final
 
 
+class TurnCodec(RecordingCodec):
+    """Notes in which turn of the loop it received, and how much; takes views, as HTTP/2 does."""
+
+    takes_views = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = 0
+        self.sizes: list[tuple[int, int]] = []
+
+    def receive(self, data: bytes) -> None:
+        self.sizes.append((self.turn, len(data)))
+        super().receive(data)
+
+    def count_turns(self, expected: int) -> None:
+        """Count the turns until so many bytes have come."""
+        self.turn += 1
+        if len(self.received) < expected and self.lost is None:
+            asyncio.get_running_loop().call_soon(self.count_turns, expected)
+
+
 class HalfClosingCodec(RecordingCodec):
     """One that goes on in the other direction when the peer has ended its own."""
 
