@@ -26,7 +26,7 @@ from sidecar.http.buffer_budget import BufferBudget
 from sidecar.identity.ca_client import CaClient
 from sidecar.identity.certificate_provider import CertificateProvider
 from sidecar.identity.tls_contexts import TlsConfigError, TlsContexts
-from sidecar.net.connection import connect
+from sidecar.net.connect import connect
 from sidecar.net.grpc_client import GrpcChannel
 from sidecar.pod import OutboundUntil, Pod
 from sidecar.probes import AppProbes

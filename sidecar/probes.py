@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from sidecar.config.resources import SocketAddress
-from sidecar.net.connection import ConnectError
+from sidecar.net.connection_types import ConnectError
 from sidecar.net.grpc_messages import Deframer, frame, status_of_fields, status_of_http
 from sidecar.net.tls import TlsParameters
 from sidecar.net.tls_context import TlsContext

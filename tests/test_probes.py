@@ -18,7 +18,8 @@ import pytest
 import uvloop
 
 from control_plane.injector.probes import probes_variable, rewrite_probes
-from sidecar.net.connection import Connection, connect
+from sidecar.net.connect import connect
+from sidecar.net.connection import Connection
 from sidecar.probes import AppProbes, parse_probes
 from tests.support.certs import make_ca
 from tests.support.grpc_server import grpc_server

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sidecar.net.connection import PeerInfo
+from sidecar.net.peer import PeerInfo
 from sidecar.protocol.events import ErrorCode, Field, Reset, ResponseHead, Stream
 from sidecar.upstream.endpoint import Endpoint
 

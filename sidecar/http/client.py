@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
-from sidecar.net.connection import PeerInfo
+from sidecar.net.peer import PeerInfo
 from sidecar.protocol.events import ErrorCode, Field, RequestHead, Reset, ResponseHead, Stream
 from sidecar.upstream.cluster import Cluster
 

@@ -1,6 +1,6 @@
 """Drives a codec over one TCP connection, with or without TLS.
 
-Listeners make server-side connections, `connect` client-side ones. Bytes go socket → `TlsSession` →
+Listeners make server-side connections, `connect.py` client-side ones. Bytes go socket → `TlsSession` →
 `Codec.receive`, and once a loop turn `Codec.take_output` → `TlsSession` → socket. On this path there are
 no tasks and no futures. Nothing here may know what a codec's bytes mean.
 
@@ -11,7 +11,6 @@ both ways) is one state machine that reads badly in pieces.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import struct
 from collections.abc import Callable
@@ -24,11 +23,9 @@ from sidecar.net.loop_shared import READ_SIZE, shared_of
 from sidecar.net.original_dst import original_destination
 from sidecar.net.peer import PeerInfo
 from sidecar.net.peer_watch import PeerWatch
-from sidecar.net.sockets import Address, connect_from, keep_alive
+from sidecar.net.sockets import describe
 from sidecar.net.tls import TlsError, TlsParameters, TlsSession
 from sidecar.protocol.events import BULK, Codec
-
-__all__ = ["ConnectError", "Connection", "ConnectionOwner", "PeerInfo", "connect"]
 
 BULK_READ = 8192
 """Above this a codec that can is given a view: it saves a copy, though slicing it costs more than bytes."""
@@ -131,6 +128,11 @@ class Connection(asyncio.BufferedProtocol):
         self._reported = False
 
     # --- what owners call
+
+    @property
+    def connected(self) -> bool:
+        """Whether there has been a TCP connection."""
+        return self.peer is not _NOBODY
 
     @property
     def local_identity(self) -> str:
@@ -346,7 +348,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._peer_watch is not None:
             self._peer_watch.stop()
         if exc is not None and not self._reason:
-            self._reason = _describe(exc)
+            self._reason = describe(exc)
         if self._handshake is not None:
             self._reason = self._handshake_failure(self._reason or "peer closed the connection")
         self._transport = None
@@ -639,56 +641,9 @@ class Connection(asyncio.BufferedProtocol):
         return f"<Connection {side} {self.peer.local} {self.peer.remote} {state} codec={self.codec!r}>"
 
 
-def _describe(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno).lower()
-    return str(error) or type(error).__name__
-
-
 def _nothing() -> None:
     pass
 
 
 def _ignore(_: bool) -> None:
     pass
-
-
-async def connect(
-    loop: asyncio.AbstractEventLoop,
-    address: Address,
-    owner: ConnectionOwner,
-    tls: TlsParameters | None,
-    timeout: float,  # noqa: ASYNC109 (several steps share it, and the error names the one)
-    sources: tuple[str, ...] = (),
-) -> Connection:
-    """Connect and, with `tls`, shake hands, all within `timeout` seconds. Raises ConnectError. `sources`: IP
-    addresses, of which the one of the other side's family is connected from.
-
-    Under TLS 1.3 a server that refuses this side's certificate says so only afterwards: that comes as
-    the loss of the connection, with the alert's name in the reason.
-    """
-    waiter: asyncio.Future[None] = loop.create_future()
-    connection = Connection(loop, owner, tls, False, waiter)
-    try:
-        async with asyncio.timeout(timeout):
-            if sources:
-                sock = await connect_from(loop, address, sources)
-                transport, _ = await loop.create_connection(lambda: connection, sock=sock)
-            else:
-                transport, _ = await loop.create_connection(lambda: connection, address.host, address.port)
-            keep_alive(transport.get_extra_info("socket"))
-            await waiter
-    except TimeoutError:
-        done = "the TCP handshake" if connection.peer is _NOBODY else "the TLS handshake"
-        raise ConnectError(
-            f"cannot connect to {address}: {done} took more than {timeout:g} s", "timeout"
-        ) from None
-    except socket.gaierror as error:
-        raise ConnectError(f"cannot connect to {address}: {error.strerror}", "dns") from error
-    except OSError as error:
-        raise ConnectError(f"cannot connect to {address}: {_describe(error)}", "tcp") from error
-    finally:
-        if not waiter.done() or waiter.cancelled():
-            waiter.cancel()
-            connection.abort("gave up connecting")
-    return connection

@@ -1,7 +1,4 @@
-"""What a connection expects of those around it: its owner, and what some codecs can do besides.
-
-Imported through `connection.py`, whose length is why these are here.
-"""
+"""What a connection expects of those around it: its owner, and what some codecs can do besides."""
 
 from __future__ import annotations
 

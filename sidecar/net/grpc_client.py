@@ -10,7 +10,9 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from sidecar.net.connection import ConnectError, Connection, connect
+from sidecar.net.connect import connect
+from sidecar.net.connection import Connection
+from sidecar.net.connection_types import ConnectError
 from sidecar.net.grpc_messages import (
     CANCELLED,
     DEADLINE_EXCEEDED,

@@ -105,3 +105,10 @@ def _advice(error: OSError, address: Address) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
         return "not permitted. Ports below 1024 need CAP_NET_BIND_SERVICE; configure a higher port"
     return os.strerror(error.errno).lower() if error.errno else str(error)
+
+
+def describe(error: Exception) -> str:
+    """What the kernel says, in lower case; of another error its text, or its name."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
+    return str(error) or type(error).__name__

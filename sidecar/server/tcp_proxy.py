@@ -13,7 +13,7 @@ from random import Random
 from sidecar.config.resources import SocketAddress, TcpProxyConfig
 from sidecar.http.buffer_budget import BufferBudget
 from sidecar.http.context import Clock, ClusterSource
-from sidecar.net.connection import PeerInfo
+from sidecar.net.peer import PeerInfo
 from sidecar.protocol.events import ErrorCode, Field, RequestHead, Reset, ResponseHead, Stream
 from sidecar.telemetry.access_log import AccessLog, AccessRecord
 from sidecar.telemetry.metrics import ListenerStats

@@ -13,8 +13,8 @@ from typing import Protocol, cast
 
 from sidecar.config.resources import SocketAddress
 from sidecar.identity.tls_contexts import TlsConfigError
-from sidecar.net.connection import ConnectError, Connection
-from sidecar.net.connection_types import Keepalive
+from sidecar.net.connection import Connection
+from sidecar.net.connection_types import ConnectError, Keepalive
 from sidecar.net.peer import PeerInfo
 from sidecar.net.tls import TlsParameters
 from sidecar.protocol.events import Codec, RequestHead, Stream

@@ -15,7 +15,7 @@ from cryptography import x509
 from sidecar.config.resources import CaProviderConfig, SocketAddress, TlsConfig
 from sidecar.identity.certificate_provider import CertificateProvider, SigningError
 from sidecar.identity.tls_contexts import TlsConfigError, TlsContexts
-from sidecar.net.connection import connect
+from sidecar.net.connect import connect
 from tests.support.certs import make_ca
 from tests.support.connections import Owner, RecordingCodec, Server, run, until
 from tests.support.virtual_clock import VirtualClock

@@ -11,7 +11,9 @@ from typing import Generic, TypeVar
 import pytest
 
 from sidecar.config.resources import SocketAddress
-from sidecar.net.connection import ConnectError, Connection, connect
+from sidecar.net.connect import connect
+from sidecar.net.connection import Connection
+from sidecar.net.connection_types import ConnectError
 from sidecar.net.tls import TlsParameters
 from tests.support.certs import make_ca
 from tests.support.connections import (

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from sidecar.config.resources import SocketAddress
-from sidecar.net.connection import ConnectError, Connection, connect
+from sidecar.net.connect import connect
+from sidecar.net.connection import Connection
+from sidecar.net.connection_types import ConnectError
 from sidecar.net.tls import TlsParameters, TlsSession
 from tests.support.certs import CertificateFiles, make_ca
 from tests.support.connections import (

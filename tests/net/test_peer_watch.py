@@ -12,7 +12,8 @@ import pytest
 
 from sidecar.config.resources import SocketAddress
 from sidecar.net import loop_shared, peer_watch
-from sidecar.net.connection import Connection, connect
+from sidecar.net.connect import connect
+from sidecar.net.connection import Connection
 from sidecar.net.loop_shared import shared_of
 from tests.support.connections import HalfClosingCodec, Owner, RecordingCodec, run, until
 from tests.support.netns import Namespace

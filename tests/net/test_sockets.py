@@ -10,7 +10,7 @@ import socket
 import pytest
 
 from sidecar.config.resources import SocketAddress
-from sidecar.net.connection import connect
+from sidecar.net.connect import connect
 from sidecar.net.sockets import ListenError, bind_listener, connect_from
 from tests.support.connections import Owner, RecordingCodec, run
 

@@ -12,7 +12,8 @@ from random import Random
 from typing import Any, cast
 
 from sidecar.config.resources import Http2Options, SocketAddress, TlsConfig
-from sidecar.net.connection import ConnectError, Connection, ConnectionOwner
+from sidecar.net.connection import Connection
+from sidecar.net.connection_types import ConnectError, ConnectionOwner
 from sidecar.net.peer import PeerInfo
 from sidecar.net.tls import TlsParameters
 from sidecar.protocol.events import Codec, ConnectionHandler, ErrorCode, Reset, Stream, StreamHandler

@@ -21,7 +21,7 @@ from sidecar.config.resources import (
     TlsConfig,
 )
 from sidecar.identity.tls_contexts import TlsContexts
-from sidecar.net.connection import connect
+from sidecar.net.connect import connect
 from sidecar.net.peer import PeerInfo
 from sidecar.protocol.events import (
     Codec,
