@@ -8,7 +8,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 WIDE := debian or envoy or root or scale
 # Tests that watch how long others wait while a sidecar has more to do than it can: nothing runs beside them.
-ALONE := tests/hostile tests/integration/test_overload.py
+ALONE := tests/hostile
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 DOCKER ?= docker
@@ -49,7 +49,7 @@ debian: # Services are not started: the tests run the servers themselves.
 	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends $(DEBIAN); \
 	  status=$$?; [ -z "$$made" ] || $(SUDO) rm $$policy; exit $$status; fi
 
-test-all: install debian ## What needs Debian packages, root, Envoy or thousands of connections; under 20 minutes
+test-all: install debian ## What needs Debian packages, root, Envoy or the machine for itself; under 20 minutes
 	$(BIN)/pytest -m "$(WIDE)"
 
 demo: install ## A whole mesh on this machine, for half a minute

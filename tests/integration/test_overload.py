@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from benchmarks.overload import CAPACITY, SLEEP, measure
 
 
+@pytest.mark.scale  # by the clock; what is decided is simulated in tests/filters/
 def test_at_three_times_capacity_goodput_holds_and_accepted_requests_keep_their_latency() -> None:
     calm, flooded = asyncio.run(measure((0.5, 3.0), 4.0, protected=True, warm_up=10.0))
     assert calm.failed == flooded.failed == 0
