@@ -34,6 +34,8 @@ TINY_RECORD = 64
 connection's turn, and the next ones are smaller."""
 READS_A_TURN = 4
 """Of a connection that has more to say each time; the loop would read 32 times before it looks at others."""
+PARTS_A_TURN = 8
+"""Of a codec's output, BULK bytes each, that are enciphered and written before others have their turn."""
 MAX_UNREAD = 65536
 """Bytes kept for a codec that is not set yet; past it the socket is not read."""
 WRITE_HIGH_WATER = 65536
@@ -526,11 +528,15 @@ class Connection(asyncio.BufferedProtocol):
         active = self.codec
         if self._closing or active is None:
             return
-        data = active.take_output()
-        if data:
-            self._write(data)
-            if len(data) >= BULK:
-                self._write_output(active)
+        for _ in range(PARTS_A_TURN):
+            data = active.take_output()
+            if data:
+                self._write(data)
+            if len(data) < BULK:
+                break
+        else:
+            self._on_output()
+            return
         if active.should_close or self._close_wanted:
             if getattr(active, "abort", False) is True:
                 self.abort()

@@ -123,10 +123,13 @@ class H2Sender:
             return b""
         self._taken_id = self.last_opened_id
         if self.bulk >= BULK:
-            return self._take_bulk()
-        data = b"".join(out)
-        out.clear()
-        self.bulk = 0
+            data = self._take_bulk()
+        else:
+            data = b"".join(out)
+            out.clear()
+            self.bulk = 0
+        if self.ready:
+            self.pump()
         return data
 
     def _take_bulk(self) -> bytes:
@@ -195,13 +198,14 @@ class H2Sender:
             self.ready.append(stream)
 
     def pump(self) -> None:
-        """Send kept bytes, a piece a stream in turn, while the connection has room."""
+        """Send kept bytes, a piece a stream in turn, while the connection has room, and no further than until
+        the output is as much as is taken at once."""
         if self._pumping:
             return
         ready = self.ready
         self._pumping = True
         try:
-            while ready and self.peer_window > 0 and not self.paused:
+            while ready and self.peer_window > 0 and not self.paused and self.bulk < BULK:
                 stream = ready.popleft()
                 stream.queued = False
                 stream.send_piece()

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.config.resources import SocketAddress
 from sidecar.net import connection
+from sidecar.net.connect import connect
 from sidecar.net.tls import TlsSession
+from sidecar.protocol.events import BULK
 from tests.support.certs import make_ca
 from tests.support.connections import Owner, Server, TurnCodec, client_tls, run, server_tls, until
 
@@ -69,6 +72,44 @@ def test_a_peer_that_fills_every_read_has_four_a_turn() -> None:
 
     reads = Counter(turn for turn, size in run(main) if size >= 65536)
     assert max(reads.values()) <= 4
+
+
+class BulkCodec(TurnCodec):
+    """Has more to say than is written in one turn, and then closes."""
+
+    def __init__(self, parts: int) -> None:
+        super().__init__()
+        self.left = parts
+        self.taken: list[int] = []
+
+    def take_output(self) -> bytes:
+        if not self.left:
+            return b""
+        self.taken.append(self.turn)
+        self.left -= 1
+        self.should_close = not self.left
+        return bytes(BULK)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_much_output_is_written_over_several_turns_and_all_of_it_before_the_end(
+    tls: bool, tmp_path: Path
+) -> None:
+    files = make_ca().write_files(tmp_path, "spiffe://cluster.local/ns/shop/sa/users", ["localhost"])
+
+    async def main() -> list[int]:
+        codec, reader = BulkCodec(50), TurnCodec()
+        async with Server(Owner(lambda: codec), server_tls(files) if tls else None) as server:
+            address = SocketAddress("127.0.0.1", server.port)
+            loop = asyncio.get_running_loop()
+            codec.count_turns(1)
+            await connect(loop, address, Owner(lambda: reader), client_tls(files) if tls else None, 5.0)
+            await until(lambda: reader.eof, 10.0)
+            assert bytes(reader.received) == bytes(50 * BULK)
+            codec.received += b"x"
+        return codec.taken
+
+    assert max(Counter(run(main)).values()) <= 8
 
 
 class PausingCodec(TurnCodec):

@@ -92,6 +92,31 @@ def test_kept_bytes_take_turns_in_pieces() -> None:
     assert (first.sent, second.sent) == (40000, 20000)
 
 
+def test_kept_bytes_leave_as_fast_as_they_are_taken() -> None:
+    """Else one WINDOW_UPDATE would move all that many streams keep to a transport that may not be read."""
+    connection = server(peer_settings={4: 0})
+    recorders = responding(connection, *range(1, 201, 2))
+    for recorder in recorders:
+        assert recorder.stream.send_data(bytes(65536), True) == 0
+    codec = connection.codec
+    codec.receive(f.settings({4: 65536}) + f.window_update(0, 2**30))
+    assert BULK <= sum(recorder.sent for recorder in recorders) < BULK + 16384
+    assert len(codec.take_output()) >= BULK
+    codec.pause_output()
+    written = len(b"".join(iter(codec.take_output, b"")))
+    assert written < BULK + 2 * 16384
+    assert sum(recorder.sent for recorder in recorders) < 2 * (BULK + 16384)
+    codec.resume_output()
+    parts = data = 0
+    while connection.outputs or data >= BULK:  # as the driver does
+        connection.outputs = 0
+        data = len(codec.take_output())
+        parts += 1
+    assert parts > 25
+    assert [recorder.sent for recorder in recorders] == [65536] * 100
+    assert codec.active_streams == 0
+
+
 def test_headers_and_answers_flow_while_output_is_paused() -> None:
     connection = server()
     (recorder,) = responding(connection, 1)
