@@ -17,7 +17,14 @@ from collections.abc import Callable
 from typing import cast
 
 from sidecar.net.certificates import NO_CERTIFICATE
-from sidecar.net.connection_types import ConnectError, ConnectionOwner, HalfClosing, LeavesBytes, TakesViews
+from sidecar.net.connection_types import (
+    CatchesUp,
+    ConnectError,
+    ConnectionOwner,
+    HalfClosing,
+    LeavesBytes,
+    TakesViews,
+)
 from sidecar.net.handshakes import Handshake
 from sidecar.net.loop_shared import READ_SIZE, shared_of
 from sidecar.net.original_dst import original_destination
@@ -52,6 +59,7 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_buffer",
+        "_catches_up",
         "_close_wanted",
         "_closing",
         "_eof_told",
@@ -121,6 +129,7 @@ class Connection(asyncio.BufferedProtocol):
         self._write_paused = False
         self._half_closing = False
         self._takes_views = False
+        self._catches_up = False
         self._written_eof = False
         self._peer_eof = False
         self._peer_watch: PeerWatch | None = None
@@ -186,6 +195,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._half_closing = hasattr(codec, "want_eof")
         self._takes_views = hasattr(codec, "takes_views")
+        self._catches_up = hasattr(codec, "catch_up")
         self._buffer = self._shared.bulk_buffer if self._takes_views else self._shared.buffer
         if hasattr(codec, "opaque") and self._peer_watch is None and self._transport is not None:
             sock = self._transport.get_extra_info("socket")
@@ -294,9 +304,8 @@ class Connection(asyncio.BufferedProtocol):
             if session.error or session.peer_closed:
                 self._deliver_last(session, bytes(data))
                 return
-            if nbytes > BULK_READ and session.records * TINY_RECORD > nbytes:
-                self._buffer = self._shared.buffer
-                self._end_turn()
+            if nbytes >= READ_SIZE:
+                self._suit_buffer(session.records * TINY_RECORD > nbytes)
             if not data:
                 return
         codec = self.codec
@@ -475,11 +484,15 @@ class Connection(asyncio.BufferedProtocol):
         self._eof_told = True
         self._call(codec.receive_eof)
         self._flush()
-        if self._closing or self._half_closing or getattr(codec, "behind", False):
+        if self._closing or self._half_closing or self._is_behind(codec):
             return
         if not codec.active_streams:
+            self._write_output(codec)
             self._reason = "peer closed the connection"
             self._begin_close()
+
+    def _is_behind(self, codec: Codec) -> bool:
+        return self._catches_up and cast(CatchesUp, codec).behind
 
     def _retire(self, old: Codec) -> None:
         self._write_output(old)
@@ -507,6 +520,9 @@ class Connection(asyncio.BufferedProtocol):
         else:
             codec.on_output = _nothing
             codec.on_read_pause = _ignore
+            # What a server has answered before the end counts; what a client has asked for helps it no more.
+            while not self._server_side and self._is_behind(codec):
+                self._call(cast(CatchesUp, codec).catch_up)
             codec.connection_lost(reason)
 
     # --- to the socket
@@ -518,6 +534,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def scheduled_flush(self) -> None:
         self._flush_scheduled = False
+        codec = self.codec
+        if codec is not None and not self._closing and self._is_behind(codec):
+            self._call(cast(CatchesUp, codec).catch_up)
         self._flush()
 
     def _flush(self) -> None:
@@ -537,6 +556,8 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._on_output()
             return
+        if self._is_behind(active):
+            self._on_output()
         if active.should_close or self._close_wanted:
             if getattr(active, "abort", False) is True:
                 self.abort()
@@ -576,6 +597,13 @@ class Connection(asyncio.BufferedProtocol):
             transport.pause_reading()
         else:
             transport.resume_reading()
+
+    def _suit_buffer(self, tiny_records: bool) -> None:
+        if tiny_records:
+            self._buffer = self._shared.buffer
+            self._end_turn()
+        elif self._takes_views:
+            self._buffer = self._shared.bulk_buffer
 
     def _end_turn(self) -> None:
         """Read no more until the loop has been at the other connections."""

@@ -53,6 +53,15 @@ class LeavesBytes(Protocol):
     def take_leftover(self) -> bytes: ...
 
 
+class CatchesUp(Protocol):
+    """A codec that takes what it is given over several turns of the loop: `catch_up` is called, a turn at a
+    time, while it is `behind`."""
+
+    behind: bool
+
+    def catch_up(self) -> None: ...
+
+
 class TakesViews(Protocol):
     """A codec whose `receive` keeps nothing of its argument that it has not copied."""
 

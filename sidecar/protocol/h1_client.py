@@ -62,7 +62,8 @@ class H1ClientCodec(H1Connection):
 
     @property
     def available(self) -> int:
-        return 0 if self._stream is not None or self._retired or self._draining or self._capacity_due else 1
+        taken = self._stream is not None or self._capacity_due
+        return 0 if taken or self._retired or self._draining or self._eof else 1
 
     def start(self) -> None:
         self.handler.on_ready()
@@ -75,16 +76,6 @@ class H1ClientCodec(H1Connection):
         self.active_streams = 1
         self._taken = False
         return stream
-
-    def receive(self, data: bytes) -> None:
-        if self.should_close:
-            return
-        if self.behind:
-            self.hold(data)
-            return
-        self._receiving = True
-        self.process(data)
-        self._receiving = False
 
     def process(self, data: bytes) -> None:
         try:
@@ -218,7 +209,7 @@ class H1ClientCodec(H1Connection):
                 return
             self._leave = True  # The answer came before the request had left: the rest stays here.
         stream.finish()
-        if self._leave or self._draining:
+        if self._leave or self._draining or self._eof:
             self.close()
         elif self._receiving:
             self._capacity_due = True
@@ -244,6 +235,7 @@ class H1ClientCodec(H1Connection):
         stream.finish()
         self.close()
         if not self._taken:
+            self._out.clear()  # or a server that has only half-closed would get it after all
             reset = Reset(ErrorCode.REFUSED_STREAM, "connection closed before the request left", False, False)
         elif not begun:
             reset = Reset(ErrorCode.CANCEL, CLOSED_BEFORE_RESPONSE)

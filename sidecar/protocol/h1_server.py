@@ -84,19 +84,6 @@ class H1ServerCodec(H1Connection):
     def open_stream(self, handler: StreamHandler) -> H1Stream:
         raise RuntimeError(f"{self!r} is the server side: it opens no streams")
 
-    def receive(self, data: bytes) -> None:
-        if self.should_close:
-            return
-        if self.behind:
-            self.hold(data)
-            return
-        self._receiving = True
-        stream = self._stream
-        if stream is not None and stream.receiving == TUNNEL_HELD and stream.accepted:
-            self._open_tunnel(stream)
-        self.process(data)
-        self._receiving = False
-
     def end_input(self) -> None:
         """A stream whose message is incomplete is lost; the others may be answered."""
         stream = self._stream
@@ -113,21 +100,19 @@ class H1ServerCodec(H1Connection):
             handler.on_reset(Reset(ErrorCode.CANCEL, "connection closed in mid-request"))
 
     def take_output(self) -> bytes:
-        if self.behind:
-            self.catch_up()
         # A tunnel that has just been granted may be handed to another codec, with what the client sent
         # ahead. So its bytes go to this stream's handler only one flush after the answer has left.
         stream = self._stream
         if stream is None or stream.receiving != TUNNEL_HELD or not (self._input or self._eof):
-            return self.take_written()
+            return super().take_output()
         if not self._out and stream.accepted:
             self._receiving = True
             self._open_tunnel(stream)
             self._receiving = False
-            return self.take_written()
+            return super().take_output()
         if stream.accepted:
             self.on_output()
-        return self.take_written()
+        return super().take_output()
 
     def resume_output(self) -> None:
         super().resume_output()
@@ -156,6 +141,9 @@ class H1ServerCodec(H1Connection):
     # --- requests
 
     def process(self, data: bytes) -> None:
+        stream = self._stream
+        if stream is not None and stream.receiving == TUNNEL_HELD and stream.accepted:
+            self._open_tunnel(stream)
         last = self._begun + _REQUESTS_A_TURN
         try:
             while data and not self.should_close:
@@ -166,7 +154,7 @@ class H1ServerCodec(H1Connection):
                     if self._output_paused:  # A client that does not read is not answered further.
                         break
                     if self._begun == last:
-                        self.fall_behind()
+                        self.behind = True
                         break
                     data = self._begin(data)
                 elif stream.receiving in (DONE, TUNNEL_HELD):

@@ -57,7 +57,6 @@ class H1Connection:
         "_read_paused",
         "_receiving",
         "_stream",
-        "_turn_taken",
         "abort",
         "active_streams",
         "behind",
@@ -85,7 +84,6 @@ class H1Connection:
         """What the peer did wrong, "" while nothing."""
         self.behind = False
         """More is at hand, requests or chunks, than one turn of the event loop is given to."""
-        self._turn_taken = False
         self._eof = False
         self._input = bytearray()
         self._processing = 0
@@ -101,6 +99,16 @@ class H1Connection:
         state = "closing" if self.should_close else "draining" if self._draining else "open"
         return f"<{type(self).__name__} {state} input={len(self._input)} stream={self._stream!r}>"
 
+    def receive(self, data: bytes) -> None:
+        if self.should_close:
+            return
+        if self.behind:
+            self.hold(data)
+            return
+        self._receiving = True
+        self.process(data)
+        self._receiving = False
+
     def receive_eof(self) -> None:
         if self.should_close:
             return
@@ -110,13 +118,16 @@ class H1Connection:
             self.end_input()
             self._receiving = False
 
-    def take_output(self) -> bytes:
-        if self.behind:
-            self.catch_up()
-        return self.take_written()
+    def catch_up(self) -> None:
+        """Some of what waits, in a turn of its own; the rest is left to the next while still `behind`."""
+        self.behind = False
+        self.process_held()
+        if self._eof and not self.behind and not self.should_close:
+            self._receiving = True
+            self.end_input()
+            self._receiving = False
 
-    def take_written(self) -> bytes:
-        """What is to be written, without doing any more."""
+    def take_output(self) -> bytes:
         out = self._out
         if not out:
             return b""
@@ -154,25 +165,6 @@ class H1Connection:
         self._input.clear()
         self.wrote()
 
-    def fall_behind(self) -> None:
-        """Leave the rest of what is being received to the turns that follow."""
-        self.behind = self._turn_taken = True
-
-    def catch_up(self) -> None:
-        """Some of what waits, unless `receive` has just had this turn."""
-        if self._turn_taken:
-            self._turn_taken = False
-        else:
-            self.behind = False
-            self.process_held()
-            if self._eof and not self.behind and not self.should_close:
-                self._receiving = True
-                self.end_input()
-                self._receiving = False
-            self._turn_taken = False
-        if self.behind:
-            self.on_output()
-
     def process_held(self) -> None:
         """Go on with what was held; not from inside `receive`, whose loop does so itself."""
         data = bytes(self._input)
@@ -200,7 +192,9 @@ class H1Connection:
     def update_read_pause(self) -> None:
         """Stop reading at a full window, go on at half of it."""
         window = self.options.body_window
-        held = max(len(self._input), self._processing)
+        held = self._processing
+        if self._stream is not None or self.behind or self._output_paused:  # otherwise it is a head begun
+            held = max(held, len(self._input))
         if self._stream is not None:
             held = max(held, self._stream.unconsumed)
         paused = held >= window or (self._read_paused and held > window // 2)
@@ -422,7 +416,7 @@ class H1Stream:
             return b""
         if not decoder.ended:
             if rest:
-                self._connection.fall_behind()
+                self._connection.behind = True
             if body:
                 self.deliver(body, False)
             return rest

@@ -86,7 +86,6 @@ class H2Codec(H2Control):
         self._max_block = 2 * options.max_header_bytes + frames.DEFAULT_FRAME_SIZE
         self._held = b""
         """What waits for the turns that follow, while `behind`."""
-        self._turn_taken = False
         self._eof_waits = False
         self._passed_over = range(0)
         """Ids between the last two streams that did not follow each other."""
@@ -195,19 +194,15 @@ class H2Codec(H2Control):
     def _fall_behind(self, rest: bytes) -> None:
         self._held = rest
         if not self.behind:
-            self.behind = self._turn_taken = True
+            self.behind = True
             self.on_read_pause(True)
 
     def catch_up(self) -> None:
-        """Some of what waits, unless `receive` has just had this turn; the rest in the turns that follow."""
-        if self._turn_taken:
-            self._turn_taken = False
-        else:
-            data, self._held = self._held, b""
-            if not self.failed:
-                self._take(data)
+        """Some of what waits, in a turn of its own; the rest is left to the next while still `behind`."""
+        data, self._held = self._held, b""
+        if not self.failed:
+            self._take(data)
         if self._held:
-            self.on_output()
             return
         self.behind = False
         self.on_read_pause(False)

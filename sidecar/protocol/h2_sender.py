@@ -115,21 +115,19 @@ class H2Sender:
 
     def take_output(self) -> bytes:
         """Bytes to write now, not much more than BULK at once."""
+        if self.ready:
+            self.signalled = True
+            self.pump()
         self.signalled = False
-        if self.behind:
-            self.catch_up()
         out = self._out
         if not out:
             return b""
         self._taken_id = self.last_opened_id
         if self.bulk >= BULK:
-            data = self._take_bulk()
-        else:
-            data = b"".join(out)
-            out.clear()
-            self.bulk = 0
-        if self.ready:
-            self.pump()
+            return self._take_bulk()
+        data = b"".join(out)
+        out.clear()
+        self.bulk = 0
         return data
 
     def _take_bulk(self) -> bytes:
@@ -155,10 +153,6 @@ class H2Sender:
         self._unread += size
         if self._unread > _MAX_UNREAD:
             self.fail(ErrorCode.ENHANCE_YOUR_CALM, "answers are not read")
-
-    def catch_up(self) -> None:
-        """Take some of the frames that wait."""
-        raise NotImplementedError
 
     def fail(self, code: ErrorCode, text: str) -> None:
         """End the connection with an error."""

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.protocol import h1_chunked
-from sidecar.protocol.events import Codec, RequestHead, ResponseHead, Stream
+from sidecar.protocol.events import RequestHead, ResponseHead, Stream
 from sidecar.protocol.h1 import H1ClientCodec, H1Options, H1ServerCodec
-from tests.support.codec_events import ConnectionLog, Driver, StreamLog
+from tests.support.codec_events import ConnectionLog, Driver, StreamLog, turn
 
 POST = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
 GET = b"GET /next HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -45,12 +45,12 @@ def body(log: StreamLog | ConnectionLog) -> bytes:
     return b"".join(event[1] for event in log.events if event[0] == "data")
 
 
-def settle(codec: Codec, driver: Driver) -> bytes:
-    """Take the output for as long as the codec asks for it; what it was."""
+def settle(codec: H1ServerCodec | H1ClientCodec, driver: Driver) -> bytes:
+    """Turns until nothing waits and nobody asks for one; what was written."""
     output = codec.take_output()
-    while driver.wakes:
+    while codec.behind or driver.wakes:
         driver.wakes = 0
-        output += codec.take_output()
+        output += turn(codec)
     return output
 
 
@@ -59,16 +59,16 @@ def ok(stream: Stream, _: RequestHead | None = None) -> None:
 
 
 def test_a_read_full_of_tiny_chunks_is_taken_over_several_turns() -> None:
-    codec, log, driver = server()
+    codec, log, _ = server()
     codec.receive(POST + CHUNK * 2500 + LAST)
+    assert len(body(log)) == A_TURN
+    assert codec.take_output() == b""
     assert len(body(log)) == A_TURN
     sizes = []
     while codec.behind:
-        driver.wakes = 0
-        codec.take_output()
+        turn(codec)
         sizes.append(len(body(log)))
-        assert driver.wakes == codec.behind  # or nobody would come back
-    assert sizes == [A_TURN, 2 * A_TURN, 2500]  # the first was the turn of the read itself
+    assert sizes == [2 * A_TURN, 2500]
     assert log.events[-1] == ("data", b"x" * 2500, True)
 
 
@@ -142,6 +142,18 @@ def test_a_bad_chunk_in_a_later_turn_is_refused() -> None:
     assert log.events[-1][:2] == ("reset", "invalid chunk size")
 
 
+def test_reading_goes_on_for_a_head_that_follows_a_body_of_several_turns() -> None:
+    codec, log, driver = server()
+    head = b"GET /next HTTP/1.1\r\nhost: a\r\nx-large: "
+    codec.receive(POST + CHUNK * 5500 + LAST + head + b"v" * 40_000)
+    assert driver.paused
+    ok(log.streams[0])
+    settle(codec, driver)
+    assert not driver.paused
+    codec.receive(b"\r\n\r\n")
+    assert log.heads[-1].path == b"/next"
+
+
 def test_trailers_in_a_later_turn() -> None:
     codec, log, driver = server()
     codec.receive(POST + CHUNK * 2500 + b"0\r\nx-sum: 1\r\n\r\n")
@@ -190,6 +202,44 @@ def test_a_response_of_tiny_chunks_is_taken_over_several_turns() -> None:
     assert codec.available == 1
 
 
+def test_the_connection_is_used_again_in_the_turn_in_which_a_response_ends() -> None:
+    codec, _, connection, driver = client()
+    following = StreamLog()
+
+    def on_capacity() -> None:
+        if not following.events:
+            codec.open_stream(following).send_request(RequestHead(b"GET", b"http", b"a", b"/next"), True)
+
+    connection.on_capacity = on_capacity  # type: ignore[method-assign]
+    codec.receive(CHUNKED + CHUNK * 2500 + LAST)
+    assert settle(codec, driver) == b"GET /next HTTP/1.1\r\nhost: a\r\n\r\n"
+    codec.receive(b"HTTP/1.1 204 No Content\r\n\r\n")
+    assert following.events == [("response", 204, (), True)]
+    assert codec.error == ""
+
+
+def test_a_connection_that_the_server_has_ended_is_not_used_again() -> None:
+    codec, log, connection, driver = client()
+    codec.receive(CHUNKED + CHUNK * 2500 + LAST)
+    codec.receive_eof()
+    assert codec.available == 0
+    settle(codec, driver)
+    assert log.events[-1] == ("data", b"x" * 2500, True)
+    assert ("capacity",) not in connection.events
+    assert codec.should_close
+
+
+def test_a_request_that_the_end_of_the_connection_overtakes_is_not_written() -> None:
+    """It is reported as never sent, so that it goes to another server."""
+    codec, _, _, _ = client()
+    codec.receive(b"HTTP/1.1 204 No Content\r\n\r\n")
+    again = StreamLog()
+    codec.open_stream(again).send_request(RequestHead(b"GET", b"http", b"a", b"/"), True)
+    codec.receive_eof()
+    assert again.events == [("reset", "connection closed before the request left", False, False)]
+    assert codec.take_output() == b""
+
+
 def test_a_server_that_closes_behind_its_last_chunk_has_answered() -> None:
     codec, log, _, driver = client()
     codec.receive(CHUNKED + CHUNK * 1100)
@@ -224,10 +274,15 @@ _CHUNKS = st.lists(
 _ENDS = st.sampled_from([LAST, b"0\r\nx-sum: 1\r\n\r\n", b"0;e\r\n\r\n", b"000\r\n\r\n", b"", b"0\r\n"])
 
 
-def events_of(data: bytes, cuts: list[int], a_turn: int, eof: bool) -> tuple[list, bytes, bool]:
+def events_of(data: bytes, cuts: list[int], a_turn: int, eof: bool, early: bool) -> tuple[list, bytes, bool]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(h1_chunked, "CHUNKS_A_TURN", a_turn)
-        codec, log, driver = server(lambda stream, head: ok(stream) if head.path == b"/next" else None)
+
+        def answer(stream: Stream, head: RequestHead) -> None:
+            if early or head.path == b"/next":
+                ok(stream)
+
+        codec, log, driver = server(answer)
         output = b""
         edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
         for start, end in pairwise(edges):
@@ -240,9 +295,11 @@ def events_of(data: bytes, cuts: list[int], a_turn: int, eof: bool) -> tuple[lis
 
 
 @settings(deadline=None, max_examples=300)
-@given(_CHUNKS, _ENDS, st.lists(st.integers(0, 400), max_size=4), st.integers(1, 4), st.booleans())
+@given(
+    _CHUNKS, _ENDS, st.lists(st.integers(0, 400), max_size=4), st.integers(1, 4), st.booleans(), st.booleans()
+)
 def test_a_body_is_the_same_however_little_a_turn_takes(
-    chunks: bytes, end: bytes, cuts: list[int], a_turn: int, eof: bool
+    chunks: bytes, end: bytes, cuts: list[int], a_turn: int, eof: bool, early: bool
 ) -> None:
-    data = POST + chunks + end
-    assert events_of(data, cuts, a_turn, eof) == events_of(data, [], 1024, eof)
+    data = POST + chunks + end + GET
+    assert events_of(data, cuts, a_turn, eof, early) == events_of(data, [], 1024, eof, early)

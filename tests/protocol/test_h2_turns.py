@@ -8,7 +8,7 @@ import pytest
 
 from sidecar.protocol.events import ResponseHead
 from tests.support import h2_frames as f
-from tests.support.codec_events import Driver
+from tests.support.codec_events import Driver, turn
 from tests.support.h2_frames import Connection, Recorder, client, server
 
 GET = f.block(f.GET)
@@ -25,7 +25,7 @@ def turns(connection: Connection) -> list[int]:
     begun = []
     while connection.codec.behind:
         before = len(connection.requests)
-        connection.codec.take_output()
+        turn(connection.codec)
         begun.append(len(connection.requests) - before)
     return begun
 
@@ -38,10 +38,7 @@ def test_a_read_full_of_requests_is_taken_over_several_turns() -> None:
     connection.codec.receive(b"".join(f.frame(f.HEADERS, 5, i, GET) for i in ids))
     assert len(connection.requests) == A_TURN // 9 + 1
     assert driver.paused
-    begun = turns(connection)
-    assert begun[0] == 0  # the turn of the read itself
-    assert max(begun) == A_TURN // 9 + 1
-    assert driver.wakes >= len(begun) - 1
+    assert max(turns(connection)) == A_TURN // 9 + 1
     assert not driver.paused
     assert [recorder.stream.id for recorder in connection.requests] == list(ids)
 

@@ -203,6 +203,8 @@ class Connection:
         octets = b""
         while (more := self.codec.take_output()) or self.codec.behind:
             octets += more
+            if self.codec.behind:
+                self.codec.catch_up()
         return parse(octets.removeprefix(PREFACE))
 
     def request(self, head: RequestHead | None = None, end_stream: bool = True) -> Recorder:
