@@ -59,7 +59,7 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_buffer",
-        "_catches_up",
+        "_catching_up",
         "_close_wanted",
         "_closing",
         "_eof_told",
@@ -124,12 +124,13 @@ class Connection(asyncio.BufferedProtocol):
         self._flush_scheduled = False
         self._read_paused = False
         self._full_reads = 0
-        """Running ones, each of which filled at least the smaller buffer."""
+        """Reads that filled at least the smaller buffer, since the last turn that they ended."""
         self._turn_over = False
         self._write_paused = False
         self._half_closing = False
         self._takes_views = False
-        self._catches_up = False
+        self._catching_up: CatchesUp | None = None
+        """The codec, if it is one that does."""
         self._written_eof = False
         self._peer_eof = False
         self._peer_watch: PeerWatch | None = None
@@ -195,7 +196,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._half_closing = hasattr(codec, "want_eof")
         self._takes_views = hasattr(codec, "takes_views")
-        self._catches_up = hasattr(codec, "catch_up")
+        self._catching_up = cast(CatchesUp, codec) if hasattr(codec, "catch_up") else None
         self._buffer = self._shared.bulk_buffer if self._takes_views else self._shared.buffer
         if hasattr(codec, "opaque") and self._peer_watch is None and self._transport is not None:
             sock = self._transport.get_extra_info("socket")
@@ -290,8 +291,6 @@ class Connection(asyncio.BufferedProtocol):
             self._full_reads += 1
             if self._full_reads >= READS_A_TURN:
                 self._end_turn()
-        else:
-            self._full_reads = 0
         session = self._session
         if session is None:
             data: bytes | memoryview = self._buffer[:nbytes]
@@ -484,15 +483,13 @@ class Connection(asyncio.BufferedProtocol):
         self._eof_told = True
         self._call(codec.receive_eof)
         self._flush()
-        if self._closing or self._half_closing or self._is_behind(codec):
+        catching_up = self._catching_up
+        if self._closing or self._half_closing or (catching_up is not None and catching_up.behind):
             return
         if not codec.active_streams:
             self._write_output(codec)
             self._reason = "peer closed the connection"
             self._begin_close()
-
-    def _is_behind(self, codec: Codec) -> bool:
-        return self._catches_up and cast(CatchesUp, codec).behind
 
     def _retire(self, old: Codec) -> None:
         self._write_output(old)
@@ -521,8 +518,9 @@ class Connection(asyncio.BufferedProtocol):
             codec.on_output = _nothing
             codec.on_read_pause = _ignore
             # What a server has answered before the end counts; what a client has asked for helps it no more.
-            while not self._server_side and self._is_behind(codec):
-                self._call(cast(CatchesUp, codec).catch_up)
+            catching_up = self._catching_up
+            while catching_up is not None and catching_up.behind and not self._server_side:
+                self._call(catching_up.catch_up)
             codec.connection_lost(reason)
 
     # --- to the socket
@@ -534,9 +532,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def scheduled_flush(self) -> None:
         self._flush_scheduled = False
-        codec = self.codec
-        if codec is not None and not self._closing and self._is_behind(codec):
-            self._call(cast(CatchesUp, codec).catch_up)
+        catching_up = self._catching_up
+        if catching_up is not None and catching_up.behind and not self._closing:
+            self._call(catching_up.catch_up)
         self._flush()
 
     def _flush(self) -> None:
@@ -547,16 +545,14 @@ class Connection(asyncio.BufferedProtocol):
         active = self.codec
         if self._closing or active is None:
             return
-        for _ in range(PARTS_A_TURN):
-            data = active.take_output()
-            if data:
-                self._write(data)
-            if len(data) < BULK:
-                break
-        else:
-            self._on_output()
-            return
-        if self._is_behind(active):
+        data = active.take_output()
+        if data:
+            self._write(data)
+            if len(data) >= BULK and self._write_parts(active):
+                self._on_output()
+                return
+        catching_up = self._catching_up
+        if catching_up is not None and catching_up.behind:
             self._on_output()
         if active.should_close or self._close_wanted:
             if getattr(active, "abort", False) is True:
@@ -565,6 +561,16 @@ class Connection(asyncio.BufferedProtocol):
                 self._begin_close()
         elif self._half_closing and cast(HalfClosing, active).want_eof:
             self.write_eof()
+
+    def _write_parts(self, codec: Codec) -> bool:
+        """Behind a first part of a turn's; whether there may be more of them."""
+        for _ in range(PARTS_A_TURN - 1):
+            data = codec.take_output()
+            if data:
+                self._write(data)
+            if len(data) < BULK:
+                return False
+        return True
 
     def _write_output(self, codec: Codec) -> None:
         data = codec.take_output()
