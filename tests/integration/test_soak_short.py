@@ -10,6 +10,7 @@ import pytest
 from benchmarks.run import find_tools
 from benchmarks.soak import Settings, run
 from benchmarks.soak_disturbances import KINDS
+from benchmarks.soak_load import CONNECTIONS
 
 SECONDS = 20
 
@@ -32,4 +33,5 @@ def test_no_get_fails_while_replicas_crash_roll_and_lose_their_application(tmp_p
     assert result.requests > 0.9 * SECONDS * settings.rate
     begun = {what.partition(":")[0] for _, what in result.disturbances}
     assert begun == {*KINDS, "save routes"}
-    assert sum(result.attempts.values()) == result.requests
+    # When its time is over h2load begins one more on each connection, which leaves with it or does not.
+    assert 0 <= sum(result.attempts.values()) - result.requests <= CONNECTIONS
