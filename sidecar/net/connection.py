@@ -517,11 +517,19 @@ class Connection(asyncio.BufferedProtocol):
         else:
             codec.on_output = _nothing
             codec.on_read_pause = _ignore
-            # What a server has answered before the end counts; what a client has asked for helps it no more.
-            catching_up = self._catching_up
-            while catching_up is not None and catching_up.behind and not self._server_side:
+            try:
+                if not self._server_side:
+                    self._finish(codec)
+            finally:
+                codec.connection_lost(reason)
+
+    def _finish(self, codec: Codec) -> None:
+        """What a server has answered before the end counts; what a client has asked for helps it no more."""
+        catching_up = self._catching_up
+        if catching_up is not None and catching_up.behind:
+            codec.drain(False)  # or what waits for a stream would get one
+            while catching_up.behind:
                 self._call(catching_up.catch_up)
-            codec.connection_lost(reason)
 
     # --- to the socket
 
@@ -532,10 +540,16 @@ class Connection(asyncio.BufferedProtocol):
 
     def scheduled_flush(self) -> None:
         self._flush_scheduled = False
-        catching_up = self._catching_up
-        if catching_up is not None and catching_up.behind and not self._closing:
-            self._call(catching_up.catch_up)
-        self._flush()
+        transport, catching_up = self._transport, self._catching_up
+        if transport is None or transport.is_closing():
+            return
+        try:
+            if catching_up is not None and catching_up.behind and not self._closing:
+                self._call(catching_up.catch_up)
+            self._flush()
+        except BaseException:
+            self.abort("internal error")
+            raise
 
     def _flush(self) -> None:
         if self._next_codec is not None:

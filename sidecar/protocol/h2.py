@@ -214,6 +214,8 @@ class H2Codec(H2Control):
         self._eof_waits = self.behind
         if not self.behind:
             super().receive_eof()
+        elif self.client:
+            self.refusing = True
 
     def awaited_head(self) -> int:
         """Server side, see `ConnectionManager`: preface, first SETTINGS and header sections."""

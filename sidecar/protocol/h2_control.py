@@ -223,7 +223,7 @@ class H2Control(H2Sender):
             if self.peer_window > frames.MAX_WINDOW:
                 raise ConnectionFailure(ErrorCode.FLOW_CONTROL_ERROR, "connection's window above 2^31-1")
             if self.ready:
-                self._pump_into(increment)
+                self._pump_into(increment, self.peer_window)
             return
         stream = self.streams.get(stream_id)
         if stream is None:
@@ -236,11 +236,11 @@ class H2Control(H2Sender):
             stream.send_window += increment
             if stream.has_sendable():
                 self.make_ready(stream)
-                self._pump_into(increment)
+                self._pump_into(increment, stream.send_window)
 
-    def _pump_into(self, increment: int) -> None:
-        """Bytes have waited for this increment of a window."""
-        if increment < _TINY_WINDOW:
+    def _pump_into(self, increment: int, window: int) -> None:
+        """Bytes wait, and may have waited for this increment, with which the window is `window`."""
+        if increment < _TINY_WINDOW and window <= increment:
             self.incur(SENT_CREDIT, "tiny windows")
         self.pump()
 

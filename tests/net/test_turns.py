@@ -193,6 +193,9 @@ class BehindCodec(RecordingCodec):
         self.left -= 1
         self.calls.append("caught up")
 
+    def drain(self, final: bool) -> None:
+        self.calls.append("drained")
+
     def connection_lost(self, reason: str) -> None:
         super().connection_lost(reason)
         self.calls.append("lost")
@@ -223,7 +226,7 @@ def test_what_servers_have_said_before_their_connection_broke_is_taken_what_clie
                 connection.abort()
             await until(lambda: asked.lost and answered.lost)
         assert asked.calls == ["start", "lost"]
-        assert answered.calls == ["start", *["caught up"] * 30, "lost"]
+        assert answered.calls == ["start", "drained", *["caught up"] * 30, "lost"]
 
     run(main)
 
@@ -239,6 +242,22 @@ def test_a_codec_that_fails_in_a_later_turn_ends_its_connection() -> None:
             with pytest.raises(ConnectionResetError):
                 await reader.read()
             assert codec.lost == "internal error"
+            assert [str(error["exception"]) for error in errors] == ["a bug"]
+
+    run(main)
+
+
+def test_a_codec_that_fails_when_its_connection_breaks_hears_of_that() -> None:
+    async def main() -> None:
+        codec = BehindCodec(fails=True)
+        errors: list[dict[str, object]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+        async with Server(Owner(RecordingCodec)) as server:
+            address = SocketAddress("127.0.0.1", server.port)
+            ours = await connect(asyncio.get_running_loop(), address, Owner(lambda: codec), None, 5.0)
+            codec.left = 1
+            ours.abort()
+            await until(lambda: codec.lost)
             assert [str(error["exception"]) for error in errors] == ["a bug"]
 
     run(main)

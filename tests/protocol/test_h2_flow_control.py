@@ -117,6 +117,16 @@ def test_kept_bytes_leave_as_fast_as_they_are_taken() -> None:
     assert codec.active_streams == 0
 
 
+def test_small_increments_of_a_wide_window_are_no_tiny_windows_while_output_waits() -> None:
+    connection = server(peer_settings={4: 0})
+    for recorder in responding(connection, *range(1, 21, 2)):
+        recorder.stream.send_data(bytes(65536), True)
+    wide = f.settings({4: 65536}) + f.window_update(0, 2**20)
+    connection.codec.receive(wide + f.window_update(0, 1) * 300)
+    assert not connection.codec.failed
+    assert sum(size for _, size in sizes(connection.take())) == 10 * 65536
+
+
 def test_headers_and_answers_flow_while_output_is_paused() -> None:
     connection = server()
     (recorder,) = responding(connection, 1)

@@ -104,7 +104,9 @@ def test_responses_are_taken_over_several_turns_on_the_client_side() -> None:
     connection.codec.receive(b"".join(f.headers(2 * i + 1, f.OK, True) for i in range(300)))
     answered = sum(recorder.ended for recorder in recorders)
     assert answered == A_TURN // 9 + 1
+    assert connection.codec.available > 0
     connection.codec.receive_eof()
+    assert connection.codec.available == 0
     connection.take()
     assert all(recorder.ended for recorder in recorders)
 
