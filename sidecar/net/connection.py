@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from typing import cast
 
@@ -562,7 +563,7 @@ class Connection(asyncio.BufferedProtocol):
         data = active.take_output()
         if data:
             self._write(data)
-            if len(data) >= BULK and self._write_parts(active):
+            if len(data) >= BULK and self._write_output(active, PARTS_A_TURN - 1):
                 self._on_output()
                 return
         catching_up = self._catching_up
@@ -576,21 +577,16 @@ class Connection(asyncio.BufferedProtocol):
         elif self._half_closing and cast(HalfClosing, active).want_eof:
             self.write_eof()
 
-    def _write_parts(self, codec: Codec) -> bool:
-        """Behind a first part of a turn's; whether there may be more of them."""
-        for _ in range(PARTS_A_TURN - 1):
+    def _write_output(self, codec: Codec, parts: int = sys.maxsize) -> bool:
+        """At most `parts` of it, BULK bytes or a little more each; whether there may be others."""
+        while parts:
             data = codec.take_output()
             if data:
                 self._write(data)
             if len(data) < BULK:
                 return False
+            parts -= 1
         return True
-
-    def _write_output(self, codec: Codec) -> None:
-        data = codec.take_output()
-        while data:
-            self._write(data)
-            data = codec.take_output() if len(data) >= BULK else b""
 
     def _write(self, data: bytes) -> None:
         transport, session = self._transport, self._session

@@ -122,10 +122,8 @@ class H1Connection:
         """Some of what waits, in a turn of its own; the rest is left to the next while still `behind`."""
         self.behind = False
         self.process_held()
-        if self._eof and not self.behind and not self.should_close:
-            self._receiving = True
-            self.end_input()
-            self._receiving = False
+        if self._eof:
+            self.receive_eof()
 
     def take_output(self) -> bytes:
         out = self._out
