@@ -7,12 +7,14 @@ budget, the process' buffer budget and the clock has ended.
 
 from __future__ import annotations
 
-from hypothesis import settings
+from collections.abc import Callable
+from functools import partial
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sidecar.config.resources import RetryPolicy
-from sidecar.protocol.events import ErrorCode, ResponseHead
+from sidecar.protocol.events import ErrorCode, RequestHead, ResponseHead
 from tests.support.exchange_rig import RecordingEndpoint, RecordingStream, Rig, get, grpc, route
 
 POLICY = RetryPolicy(
@@ -20,218 +22,209 @@ POLICY = RetryPolicy(
     num_retries=2,
     per_try_timeout=3.0,
 )
-
-
 HEADS = (
     *(get(), get(method=b"PUT"), get((b"expect", b"100-continue"), method=b"PUT")),
     *(grpc(), grpc((b"grpc-timeout", b"2S"))),
 )
+STEPS = 40
+ROOMS = st.sampled_from((0, 3, 1 << 40))
+MODES = st.lists(st.sampled_from(("ready", "ready", "waits", "fails", "overflow")), min_size=1, max_size=3)
 
 
-class OneExchange(RuleBasedStateMachine):
-    @initialize(
-        head=st.sampled_from(HEADS),
-        http2=st.booleans(),
-        mesh=st.booleans(),
-        retries=st.sampled_from((True, True, False)),
-        bodiless=st.booleans(),
-        late=st.booleans(),
-        modes=st.lists(
-            st.sampled_from(("ready", "ready", "waits", "fails", "overflow")), min_size=1, max_size=3
-        ),
-        rooms=st.tuples(st.sampled_from((0, 3, 1 << 40)), st.sampled_from((0, 3, 1 << 40))),
-    )
-    def arrive(
-        self,
-        head: object,
-        http2: bool,
-        mesh: bool,
-        retries: bool,
-        bodiless: bool,
-        late: bool,
-        modes: list[str],
-        rooms: tuple[int, int],
-    ) -> None:
+class Upstream:
+    """What one upstream stream has answered so far."""
+
+    def __init__(self, stream: RecordingStream) -> None:
+        self.stream = stream
+        self.begun = False
+        self.ended = False
+        self.sent = 0
+        self.continued = False
+
+    @property
+    def live(self) -> bool:
+        """Callbacks may come."""
+        over = self.ended and self.stream.ended and not self.stream.unaccepted
+        return not self.stream.dead and not over
+
+
+class OneExchange:
+    """Everything that may happen to it next is in `possible`; each draws what it needs."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        self.draw = data.draw
+        self.head: RequestHead = self.draw(st.sampled_from(HEADS))
+        http2 = self.draw(st.booleans())
+        mesh = self.draw(st.booleans())
+        modes = self.draw(MODES)
         self.rig = rig = Rig(
-            route(POLICY if retries else None, timeout=8.0),
+            route(POLICY if self.draw(st.sampled_from((True, True, False))) else None, timeout=8.0),
             http2=http2,
             inbound=mesh,
             trusted=mesh and http2,
             endpoints=len(modes),
         )
+        upstream_room = self.draw(ROOMS)
         for endpoint, mode in zip(rig.cluster.endpoints, modes, strict=True):
             endpoint.mode = mode
-            endpoint.room = rooms[0]
-        rig.routes.late = late
+            endpoint.room = upstream_room
+        rig.routes.late = self.draw(st.booleans())
         self.received = 0
-        self.request_over = bodiless
-        self.seen: dict[int, list[str]] = {}
-        """What each upstream stream has answered."""
-        self.expects = head is HEADS[2]
+        self.request_over = self.draw(st.booleans())
+        self.known: dict[int, Upstream] = {}
         self.told: list[RecordingStream] = []
         self.may_have_body: list[RecordingStream] = []
         """Upstream streams that have said 100, and those that had begun when the first of them did."""
-        self.stream, self.exchange = rig.send(head, bodiless, rooms[1])  # type: ignore[arg-type]
+        self.stream, self.exchange = rig.send(self.head, self.request_over, self.draw(ROOMS))
+
+    @property
+    def upstreams(self) -> list[Upstream]:
+        return [self.known.setdefault(id(s), Upstream(s)) for s in self.rig.upstreams]
+
+    def possible(self) -> list[Callable[[], None]]:
+        """Each as often as it is likely."""
+        rig = self.rig
+        actions: list[Callable[[], None]] = []
+        if self.exchange.done:
+            return actions
+        if not self.request_over and not self.stream.dead:
+            actions += [self.client_sends, self.client_sends, self.client_ends, self.client_sends_trailers]
+        if self.stream.unaccepted:
+            actions += [self.client_reads] * 2
+        if rig.routes.waiting:
+            actions += [rig.routes.arrive] * 2
+        if self.waiting():
+            actions += [self.a_connection_comes, self.a_connection_comes, self.a_connection_fails]
+        for upstream in self.upstreams:
+            if not upstream.live:
+                continue
+            if not upstream.begun:
+                actions += [partial(self.answers, upstream)] * 2 + [partial(self.says_continue, upstream)]
+            elif not upstream.ended:
+                actions += [partial(self.sends, upstream)] * 3 + [partial(self.sends_trailers, upstream)]
+            if upstream.stream.unaccepted:
+                actions += [partial(self.reads, upstream)] * 2
+            actions.append(partial(self.dies, upstream))
+        if rig.clock.pending:
+            actions.append(self.time_passes)
+        actions.append(self.client_may_leave)
+        return actions
 
     # --- downstream
 
-    def client_may_send(self) -> bool:
-        # An HTTP/1 codec takes the stream over when the exchange is done.
-        return not self.request_over and not self.stream.dead and not self.exchange.done
-
-    @precondition(client_may_send)
-    @rule(size=st.integers(1, 40000), end=st.booleans())
-    def client_sends(self, size: int, end: bool) -> None:
+    def client_sends(self) -> None:
+        size = self.draw(st.integers(1, 40000))
+        self.request_over = self.draw(st.booleans())
         self.received += size
-        self.request_over = end
-        self.exchange.on_data(b"x" * size, end)
+        self.exchange.on_data(b"x" * size, self.request_over)
 
-    @precondition(client_may_send)
-    @rule()
     def client_ends(self) -> None:
         self.request_over = True
         self.exchange.on_data(b"", True)
 
-    @precondition(client_may_send)
-    @rule()
     def client_sends_trailers(self) -> None:
         self.request_over = True
         self.exchange.on_trailers(((b"a", b"b"),))
 
-    @precondition(lambda self: self.stream.unaccepted)
-    @rule(n=st.integers(1, 20000))
-    def client_reads(self, n: int) -> None:
-        self.stream.take(n)
+    def client_reads(self) -> None:
+        self.stream.take(self.draw(st.integers(1, 20000)))
 
-    @precondition(lambda self: not self.exchange.done)
-    @rule(often=st.integers(0, 9))
-    def client_leaves(self, often: int) -> None:
-        if often == 9:
+    def client_may_leave(self) -> None:
+        if self.draw(st.integers(0, 9)) == 9:
             self.stream.die()
 
     # --- upstream
 
-    def live(self) -> list[RecordingStream]:
-        return [s for s in self.rig.upstreams if not s.dead and not self.over(s)]
-
-    def over(self, stream: RecordingStream) -> bool:
-        """Both directions have ended: no callback comes."""
-        return "end" in self.answers(stream) and bool(stream.ended) and not stream.unaccepted
-
-    def answers(self, stream: RecordingStream) -> list[str]:
-        return self.seen.setdefault(id(stream), [])
-
-    def answering(self, begun: bool) -> list[RecordingStream]:
-        return [
-            s for s in self.live() if ("head" in self.answers(s)) is begun and "end" not in self.answers(s)
-        ]
-
     def waiting(self) -> list[RecordingEndpoint]:
         return [e for e in self.rig.cluster.endpoints if e.waiters]
 
-    @precondition(lambda self: self.rig.routes.waiting)
-    @rule()
-    def the_route_comes(self) -> None:
-        self.rig.routes.arrive()
+    def a_connection_comes(self) -> None:
+        self.waiting()[0].connect()
 
-    @precondition(waiting)
-    @rule(succeeds=st.booleans())
-    def a_connection_is_decided(self, succeeds: bool) -> None:
-        endpoint = self.waiting()[0]
-        if succeeds:
-            endpoint.connect()
-        else:
-            endpoint.fail()
+    def a_connection_fails(self) -> None:
+        self.waiting()[0].fail()
 
-    @precondition(lambda self: self.answering(False))
-    @rule(status=st.sampled_from((200, 200, 404, 503)), end=st.booleans())
-    def the_upstream_answers(self, status: int, end: bool) -> None:
-        stream = self.answering(False)[0]
-        self.answers(stream).extend(["head", "end"] if end else ["head"])
-        stream.handler.on_response(ResponseHead(status), end)
+    def answers(self, upstream: Upstream) -> None:
+        status = self.draw(st.sampled_from((200, 200, 404, 503)))
+        upstream.begun = True
+        upstream.ended = self.draw(st.booleans())
+        upstream.stream.handler.on_response(ResponseHead(status), upstream.ended)
 
-    @precondition(lambda self: self.answering(False))
-    @rule()
-    def the_upstream_says_continue(self) -> None:
-        stream = self.answering(False)[0]
+    def says_continue(self, upstream: Upstream) -> None:
         if not self.told:
             self.may_have_body = list(self.rig.upstreams)
-        self.told.append(stream)
-        stream.handler.on_informational(ResponseHead(100))
+        self.told.append(upstream.stream)
+        upstream.stream.handler.on_informational(ResponseHead(100))
 
-    @precondition(lambda self: self.answering(True))
-    @rule(size=st.integers(0, 40000), end=st.booleans())
-    def the_upstream_sends(self, size: int, end: bool) -> None:
-        stream = self.answering(True)[0]
-        if end:
-            self.answers(stream).append("end")
-        stream.handler.on_data(b"y" * size, end)
+    def sends(self, upstream: Upstream) -> None:
+        size = self.draw(st.integers(0, 40000))
+        upstream.sent += size
+        upstream.ended = self.draw(st.booleans())
+        upstream.stream.handler.on_data(b"y" * size, upstream.ended)
 
-    @precondition(lambda self: self.answering(True))
-    @rule()
-    def the_upstream_sends_trailers(self) -> None:
-        stream = self.answering(True)[0]
-        self.answers(stream).append("end")
-        stream.handler.on_trailers(((b"grpc-status", b"0"),))
+    def sends_trailers(self, upstream: Upstream) -> None:
+        upstream.ended = True
+        upstream.stream.handler.on_trailers(((b"grpc-status", b"0"),))
 
-    @precondition(lambda self: any(s.unaccepted for s in self.live()))
-    @rule(n=st.integers(1, 20000))
-    def the_upstream_reads(self, n: int) -> None:
-        next(s for s in self.live() if s.unaccepted).take(n)
+    def reads(self, upstream: Upstream) -> None:
+        upstream.stream.take(self.draw(st.integers(1, 20000)))
 
-    @precondition(live)
-    @rule(processed=st.booleans(), remote=st.booleans())
-    def the_upstream_dies(self, processed: bool, remote: bool) -> None:
-        self.live()[0].die(ErrorCode.CANCEL if processed else ErrorCode.REFUSED_STREAM, processed, remote)
+    def dies(self, upstream: Upstream) -> None:
+        processed, remote = self.draw(st.booleans()), self.draw(st.booleans())
+        code = ErrorCode.CANCEL if processed else ErrorCode.REFUSED_STREAM
+        upstream.stream.die(code, processed, remote)
 
-    @rule(seconds=st.sampled_from((0.01, 0.3, 1.0, 3.0)))
-    def time_passes(self, seconds: float) -> None:
-        self.rig.clock.advance(seconds)
+    def time_passes(self) -> None:
+        self.rig.clock.advance(self.draw(st.sampled_from((0.01, 0.3, 1.0, 3.0))))
 
     # --- what must hold
 
-    @invariant()
-    def bytes_are_given_back_once(self) -> None:
-        if hasattr(self, "rig"):
-            assert self.stream.consumed <= self.received
-            for stream in self.rig.upstreams:
-                assert stream.consumed <= len(self.stream.body)
+    def check(self) -> None:
+        self.bytes_are_given_back_once()
+        self.no_body_is_sent_again_before_its_100()
+        self.there_is_one_answer()
+        self.what_was_begun_is_under_way_or_over()
 
-    @invariant()
+    def bytes_are_given_back_once(self) -> None:
+        assert self.stream.consumed <= self.received
+        for upstream in self.upstreams:
+            assert upstream.stream.consumed <= upstream.sent
+
     def no_body_is_sent_again_before_its_100(self) -> None:
-        if hasattr(self, "rig") and self.expects and self.told:
+        if self.head is HEADS[2] and self.told:
             waiting = [s for s in self.rig.upstreams if s not in self.told and s not in self.may_have_body]
             assert all(not s.body and s.trailers is None for s in waiting)
 
-    @invariant()
     def there_is_one_answer(self) -> None:
-        if hasattr(self, "rig"):
-            assert len(self.stream.heads) <= 1
-            assert self.stream.ended <= 1
-            assert len(self.rig.done) == len(self.rig.log.records) == self.exchange.done
+        assert len(self.stream.heads) <= 1
+        assert self.stream.ended <= 1
+        assert len(self.rig.done) == len(self.rig.log.records) == self.exchange.done
 
-    @invariant()
     def what_was_begun_is_under_way_or_over(self) -> None:
-        if not hasattr(self, "rig"):
-            return
-        assert self.rig.cluster.active == sum(not a.ended for a in self.exchange.router.attempts) <= 1
         assert 0 <= self.rig.cluster.retry_budget.active <= 1
         if self.exchange.done:
             self.rig.assert_settled()
             well = not self.exchange.flag and not self.stream.dead
-            if well and not any(s.unaccepted for s in self.live()):
+            if well and not any(u.stream.unaccepted for u in self.upstreams if u.live):
                 assert self.stream.consumed == self.received
-        elif not self.exchange.response_ended:
-            assert self.live() or self.waiting() or self.rig.clock.pending or self.rig.routes.waiting
-
-    def teardown(self) -> None:
-        if hasattr(self, "rig"):
-            self.stream.die()
-            assert self.exchange.done or self.stream.dead
-            if not self.exchange.done:
-                raise AssertionError("the downstream's end has not ended the exchange")
-            self.rig.assert_settled()
+            return
+        assert self.rig.cluster.active == sum(not a.ended for a in self.exchange.router.attempts) <= 1
+        if not self.exchange.response_ended:
+            live = any(u.live for u in self.upstreams)
+            assert live or self.waiting() or self.rig.clock.pending or self.rig.routes.waiting
 
 
-TestOneExchange = OneExchange.TestCase
-TestOneExchange.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+@settings(max_examples=500)
+@given(st.data())
+def test_whatever_happens_to_an_exchange_it_ends_once_and_leaves_nothing_behind(data: st.DataObject) -> None:
+    one = OneExchange(data)
+    one.check()
+    for _ in range(STEPS):
+        actions = one.possible()
+        if not actions:
+            break
+        data.draw(st.sampled_from(actions))()
+        one.check()
+    one.stream.die()
+    assert one.exchange.done, "the downstream's end has not ended the exchange"
+    one.rig.assert_settled()
