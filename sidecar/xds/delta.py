@@ -10,21 +10,29 @@ from sidecar.xds.ads import WILDCARD, AdsClient, TypeState, Update
 
 
 class DeltaVariant:
-    """Remembers per type what the server was told on this stream."""
+    """Remembers per type what the server was told on this stream.
+
+    Beside a wildcard the server answers an unsubscription too: with a removal, unless the wildcard covers the
+    name. When the name is wanted again meanwhile, that answer looks like one to the new subscription. So the
+    first removal after an unsubscription is not believed, and the name is asked for once more.
+    """
 
     def __init__(self) -> None:
         self._told: dict[str, set[str]] = {}
+        self._dropped: dict[str, set[str]] = {}
+        """Unsubscribed beside a wildcard, and not mentioned by the server since."""
         self._started: set[str] = set()
 
     def connect(self, state: TypeState) -> None:
         """A new stream: the next `changes` asks for all, with the versions that are held."""
         self._told[state.type.url] = set()
+        self._dropped[state.type.url] = set()
         self._started.discard(state.type.url)
 
     def changes(self, state: TypeState) -> Any | None:
         """A request with the names that are new and those no longer wanted."""
         url = state.type.url
-        told = self._told.setdefault(url, set())
+        told = self._told[url]
         new, gone = state.wanted - (told - state.dropped), told - state.wanted
         state.dropped.clear()
         if not new and not gone:
@@ -36,6 +44,8 @@ class DeltaVariant:
             self._started.add(url)
             request.initial_resource_versions.update(state.versions)
         self._told[url] = set(state.wanted)
+        if WILDCARD in state.wanted:
+            self._dropped[url] |= gone
         return request
 
     def receive(self, body: bytes, client: AdsClient) -> None:
@@ -58,6 +68,11 @@ class DeltaVariant:
         removed = frozenset(
             name for name in response.removed_resources if name in state.wanted or name in state.versions
         ) - {WILDCARD}
+        unanswered = self._dropped[response.type_url]
+        doubtful = removed & unanswered & state.wanted
+        state.dropped |= doubtful
+        removed -= doubtful
+        unanswered -= {*response.removed_resources, *(each.name for each in response.resources)}
         for name in removed:
             state.versions.pop(name, None)
             state.errors.pop(name, None)

@@ -169,6 +169,58 @@ def test_removed_names_do_not_exist_and_stay_subscribed() -> None:
     assert dict(request.initial_resource_versions) == {}
 
 
+def asked_again_after_dropping(*names: str) -> Recorder:
+    """`a` was unsubscribed and then wanted again; the server knows, and has answered neither."""
+    recorder = connected(*names)
+    recorder.receive("n1", a=("1", cluster("a")))
+    recorder.ads.unsubscribe(CLUSTER, ["a"])
+    recorder.take()
+    recorder.ads.subscribe(CLUSTER, ["a"])
+    recorder.take()
+    return recorder
+
+
+def test_the_answer_to_dropping_a_name_does_not_say_that_it_is_gone_when_it_is_wanted_again() -> None:
+    """Beside a wildcard a server answers an unsubscription with a removal, which may cross the new
+    subscription. Which of both is answered cannot be seen: the name is asked for once more."""
+    recorder = asked_again_after_dropping("*", "a")
+    recorder.ads.receive(delta_response("n2", {}, ("a", "b")))
+    assert recorder.updates[-1] == (CLUSTER, [], [])
+    ack, again = recorder.take()
+    assert ack.response_nonce == "n2"
+    assert list(again.resource_names_subscribe) == ["a"]
+    recorder.receive("n3", a=("1", cluster("a")))
+    assert recorder.updates[-1] == (CLUSTER, ["a"], [])
+
+
+def test_a_name_that_is_gone_when_it_is_asked_for_again_is_believed_to_be_the_second_time() -> None:
+    recorder = asked_again_after_dropping("*", "a")
+    recorder.ads.receive(delta_response("n2", {}, ("a",)))
+    recorder.take()
+    recorder.ads.receive(delta_response("n3", {}, ("a",)))
+    assert recorder.updates[-1] == (CLUSTER, [], ["a"])
+    assert len(recorder.take()) == 1
+
+
+def test_a_resource_that_came_after_it_was_dropped_can_be_removed_at_once() -> None:
+    recorder = asked_again_after_dropping("*", "a")
+    recorder.receive("n2", a=("1", cluster("a")))
+    recorder.ads.receive(delta_response("n3", {}, ("a",)))
+    assert recorder.updates[-1] == (CLUSTER, [], ["a"])
+
+
+def test_without_a_wildcard_or_on_a_new_stream_dropping_a_name_has_no_answer() -> None:
+    recorder = asked_again_after_dropping("a")
+    recorder.ads.receive(delta_response("n2", {}, ("a",)))
+    assert recorder.updates[-1] == (CLUSTER, [], ["a"])
+    recorder = asked_again_after_dropping("*", "a")
+    recorder.ads.disconnect()
+    recorder.ads.connect()
+    recorder.take()
+    recorder.ads.receive(delta_response("n1", {}, ("a",)))
+    assert recorder.updates[-1] == (CLUSTER, [], ["a"])
+
+
 def test_what_came_by_wildcard_is_told_with_its_version_and_can_be_removed() -> None:
     recorder = connected("*")
     recorder.receive("n1", a=("1", cluster("a")))
