@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sidecar.http.held_response import HeldResponse
 from sidecar.net.peer import PeerInfo
 from sidecar.protocol.events import ErrorCode, Field, Reset, ResponseHead, Stream
 from sidecar.upstream.endpoint import Endpoint
@@ -29,6 +30,7 @@ class Attempt:
         "end_ns",
         "ended",
         "endpoint",
+        "held",
         "informational",
         "latency",
         "number",
@@ -61,6 +63,8 @@ class Attempt:
         self.latency: float | None = None
         """Seconds until the response head, None before."""
         self.ended = False
+        self.held: HeldResponse | None = None
+        """The response, as long as nothing of it was passed on."""
         self.end_ns = 0
         self.stream: Stream | None = None
         self.timer: TimerHandle | None = None
@@ -91,12 +95,23 @@ class Attempt:
         self.router.on_informational(self, head)
 
     def on_data(self, data: bytes, end_stream: bool) -> None:
+        if self.held is not None:
+            if not end_stream:
+                self.held.keep(data)
+                return
+            data = self._pass_held_head() + data
+            if self.ended:
+                return
         stream = self.stream
         n = self.router.on_response_data(self, data, end_stream)
         if n and stream is not None:
             stream.consume(n)
 
     def on_trailers(self, fields: tuple[Field, ...]) -> None:
+        if self.held is not None:
+            self.pass_held()
+            if self.ended:
+                return
         self.router.on_response_trailers(self, fields)
 
     def on_sent(self, n: int) -> None:
@@ -107,6 +122,23 @@ class Attempt:
         self.router.on_upstream_reset(self, reset)
 
     # --- from the router -------------------------------------------------------------------------
+
+    def pass_held(self) -> None:
+        """Pass on what has come of the response, without waiting for the rest."""
+        body = self._pass_held_head()
+        if body and not self.ended:
+            self.on_data(body, False)
+
+    def _pass_held_head(self) -> bytes:
+        """Returns what of the body has been held with it."""
+        head, body = self.take_held()
+        self.router.begin_response(self, head)
+        return body
+
+    def take_held(self) -> tuple[ResponseHead, bytes]:
+        held, self.held = self.held, None
+        assert held is not None
+        return held.take()
 
     def cancel(self, outcome: str) -> None:
         """Give it up: no further callback comes."""

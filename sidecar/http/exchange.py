@@ -72,7 +72,7 @@ class Exchange:
         self.bytes_in = 0
         self.bytes_out = 0
         self.unsent = 0
-        """Response bytes that the downstream stream keeps until its peer takes them."""
+        """Response bytes that have come and that the downstream has not taken."""
         self.held = 0
         """What `context.budget` counts of this exchange."""
         self.status = 0
@@ -179,6 +179,11 @@ class Exchange:
         if end_stream:
             self._end_response()
         return accepted
+
+    def hold(self, n: int) -> None:
+        """The router holds `n` more bytes of the response; fewer, when below 0."""
+        self.unsent += n
+        self.count_held()
 
     def send_trailers(self, fields: tuple[Field, ...]) -> None:
         self.stream.send_trailers(fields)

@@ -28,6 +28,7 @@ from sidecar.http.attempt import Attempt
 from sidecar.http.direct import direct_reply
 from sidecar.http.forwarding import rewrite_response, strip
 from sidecar.http.grpc_timeout import format_grpc_timeout, grpc_deadline
+from sidecar.http.held_response import HeldResponse, is_short
 from sidecar.http.local_reply import LocalReply
 from sidecar.http.plan import Plan, Target, is_grpc_request, plan_for, stats_for
 from sidecar.http.retry import Failure, classify, retries_failure, retries_grpc_status, retries_status
@@ -369,17 +370,27 @@ class RouterRequest:
             self._send_kept(attempt, attempt.stream, self.kept)
 
     def on_response(self, attempt: Attempt, head: ResponseHead, end_stream: bool) -> None:
+        now = self.exchange.context.now()
         attempt.status = head.status
-        attempt.latency = self.exchange.context.now() - attempt.started
+        attempt.latency = now - attempt.started
         plan = self.plan
-        target = self.target
         assert plan is not None
-        assert target is not None
         grpc_status = _grpc_status(head.get(b"grpc-status")) if plan.grpc and end_stream else None
         if plan.route.retry_policy is not None and self._retry_response(
             attempt, head.status, grpc_status, end_stream
         ):
             return
+        if not end_stream and self.body_ended and is_short(head):
+            attempt.held = HeldResponse(attempt, head, now)
+        else:
+            self.begin_response(attempt, head, end_stream, grpc_status)
+
+    def begin_response(
+        self, attempt: Attempt, head: ResponseHead, end_stream: bool = False, grpc_status: int | None = None
+    ) -> None:
+        """Pass on the head: from now on there is no other attempt."""
+        target = self.target
+        assert target is not None
         self.response_started = True
         if self.kept:
             self._forget_body()
@@ -434,6 +445,8 @@ class RouterRequest:
             return
         attempt.ended = True
         attempt.stream = None
+        if attempt.held is not None:
+            attempt.take_held()
         if attempt.timer is not None:
             attempt.timer.cancel()
         if self.exchange.trace.sampled:
@@ -494,7 +507,8 @@ class RouterRequest:
     def on_timeout(self, seconds: float) -> None:
         attempt = self.attempt
         where = f" from {attempt.endpoint.name} ({attempt.endpoint.address})" if attempt is not None else ""
-        what = "the response did not end" if self.response_started else f"no response{where}"
+        answering = self.response_started or (attempt is not None and attempt.held is not None)
+        what = "the response did not end" if answering else f"no response{where}"
         text = f"{what} within {seconds:g} s (timeout of route {self.plan.route.name if self.plan else ''})"
         assert self.target is not None
         assert self.cluster is not None

@@ -27,6 +27,7 @@ HEADS = (
     *(grpc(), grpc((b"grpc-timeout", b"2S"))),
 )
 STEPS = 40
+LENGTHS = st.sampled_from(((), ((b"content-length", b"9000"),)))
 ROOMS = st.sampled_from((0, 3, 1 << 40))
 MODES = st.lists(st.sampled_from(("ready", "ready", "waits", "fails", "overflow")), min_size=1, max_size=3)
 
@@ -34,8 +35,9 @@ MODES = st.lists(st.sampled_from(("ready", "ready", "waits", "fails", "overflow"
 class Upstream:
     """What one upstream stream has answered so far."""
 
-    def __init__(self, stream: RecordingStream) -> None:
+    def __init__(self, stream: RecordingStream, number: int) -> None:
         self.stream = stream
+        self.letter = b"%c" % (ord("A") + number)
         self.begun = False
         self.ended = False
         self.sent = 0
@@ -79,7 +81,7 @@ class OneExchange:
 
     @property
     def upstreams(self) -> list[Upstream]:
-        return [self.known.setdefault(id(s), Upstream(s)) for s in self.rig.upstreams]
+        return [self.known.setdefault(id(s), Upstream(s, len(self.known))) for s in self.rig.upstreams]
 
     def possible(self) -> list[Callable[[], None]]:
         """Each as often as it is likely."""
@@ -148,7 +150,7 @@ class OneExchange:
         status = self.draw(st.sampled_from((200, 200, 404, 503)))
         upstream.begun = True
         upstream.ended = self.draw(st.booleans())
-        upstream.stream.handler.on_response(ResponseHead(status), upstream.ended)
+        upstream.stream.handler.on_response(ResponseHead(status, self.draw(LENGTHS)), upstream.ended)
 
     def says_continue(self, upstream: Upstream) -> None:
         if not self.told:
@@ -160,7 +162,7 @@ class OneExchange:
         size = self.draw(st.integers(0, 40000))
         upstream.sent += size
         upstream.ended = self.draw(st.booleans())
-        upstream.stream.handler.on_data(b"y" * size, upstream.ended)
+        upstream.stream.handler.on_data(upstream.letter * size, upstream.ended)
 
     def sends_trailers(self, upstream: Upstream) -> None:
         upstream.ended = True
@@ -183,6 +185,7 @@ class OneExchange:
         self.bytes_are_given_back_once()
         self.no_body_is_sent_again_before_its_100()
         self.there_is_one_answer()
+        self.it_is_the_answer_of_one_upstream()
         self.what_was_begun_is_under_way_or_over()
 
     def bytes_are_given_back_once(self) -> None:
@@ -199,6 +202,15 @@ class OneExchange:
         assert len(self.stream.heads) <= 1
         assert self.stream.ended <= 1
         assert len(self.rig.done) == len(self.rig.log.records) == self.exchange.done
+
+    def it_is_the_answer_of_one_upstream(self) -> None:
+        body = self.stream.body
+        if not body or self.stream.heads[0].get(b"content-type"):
+            return  # which only a local reply has here
+        (upstream,) = [u for u in self.upstreams if u.letter == body[:1]]
+        assert body == upstream.letter * len(body)
+        if self.exchange.response_ended and not self.exchange.flag:
+            assert len(body) == upstream.sent
 
     def what_was_begun_is_under_way_or_over(self) -> None:
         assert 0 <= self.rig.cluster.retry_budget.active <= 1

@@ -160,6 +160,21 @@ def test_a_post_in_flight_when_its_replica_dies_is_503_and_says_why(replicas: Re
     assert (line["attempts"], line["details"]) == (1, answer.body.decode().strip())
 
 
+def test_a_get_whose_replicas_break_off_within_a_short_response_gets_a_whole_one(replicas: Replicas) -> None:
+    """Each replica closes its first connection in the middle of the body."""
+    answer = replicas.fetch("/half/get")
+    assert (answer.status, answer.body) == (200, b"whole\n")
+    assert replicas.pair.outbound.logged(path="/half/get")["attempts"] == 3
+    assert sum(replicas.counts("/half/get")) == 3
+
+
+def test_a_post_whose_response_breaks_off_is_503_and_says_why(replicas: Replicas) -> None:
+    answer = replicas.fetch("/half/post", "POST", b"body")
+    assert answer.status == 503
+    assert b"not sent again: POST may have been processed" in answer.body
+    assert sum(replicas.counts("/half/post")) == 1
+
+
 def test_a_retry_goes_to_a_replica_that_was_not_tried(replicas: Replicas) -> None:
     """Nobody ever answers in time: with one retry each request is seen by both replicas, once."""
     before = replicas.counts("/hang")

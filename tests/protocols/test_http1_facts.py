@@ -378,6 +378,22 @@ def test_a_response_cut_short_is_not_passed_off_as_whole(client: Peer, web: RawA
         client.until(b"0\r\n\r\n")
 
 
+def test_a_short_response_that_breaks_off_is_asked_for_again(client: Peer, web: RawApp) -> None:
+    """What breaks off has its length, and nothing of it has reached the caller."""
+    answers = iter((b"hel", b"hello"))
+
+    def script(peer: Peer, head: bytes) -> None:
+        body = next(answers)
+        peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n" + body)
+        if len(body) < 5:
+            peer.sock.close()
+
+    heads = web.on("/cut", script)
+    client.send(get("/cut"))
+    assert client.answer()[1] == b"hello"
+    assert len(heads) == 2
+
+
 def test_an_upgrade_other_than_websocket_is_ignored(client: Peer, web: RawApp) -> None:
     """RFC 9110 section 7.8 lets a server ignore it; RFC 9113 took h2c away."""
     heads = web.on("/h2c", ok())

@@ -54,6 +54,24 @@ def test_events_arrive_over_http_2_too(world: World, web: RawApp) -> None:
         assert client.wait(stream).body == b"data: first\n\ndata: last\n\n"
 
 
+def test_a_slow_response_of_known_length_arrives_as_it_comes(client: Peer, web: RawApp) -> None:
+    """The application goes on only when the caller has seen what came before."""
+    seen = threading.Semaphore(0)
+
+    def script(peer: Peer, head: bytes) -> None:
+        peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n")
+        for byte in (b"a", b"b", b"c"):
+            assert seen.acquire(timeout=10)
+            peer.send(byte)
+
+    web.on("/slow", script)
+    client.send(b"GET /slow HTTP/1.1\r\nHost: web\r\n\r\n")
+    assert client.head().startswith(b"HTTP/1.1 200 ")
+    for byte in (b"a", b"b", b"c"):
+        seen.release()
+        assert client.exactly(1) == byte
+
+
 def test_a_long_poll_is_answered_when_the_application_answers(client: Peer, web: RawApp) -> None:
     def script(peer: Peer, head: bytes) -> None:
         time.sleep(1.0)

@@ -167,6 +167,17 @@ class Server:
         """Never reads the body."""
         await asyncio.Event().wait()
 
+    async def on_half(self, request: Request, writer: Writer) -> None:
+        """Half a response to the first request for each path, a whole one to all others."""
+        body = b"whole\n"
+        if self.counts[request.path] == 1:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body))
+            await asyncio.sleep(0.005)
+            writer.write(body[:3])
+            writer.close()
+        else:
+            self.send(writer, 200, body)
+
     async def on_events(self, request: Request, writer: Writer) -> None:
         """One server-sent event, and no other ever."""
         writer.write(

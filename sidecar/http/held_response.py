@@ -1,0 +1,56 @@
+"""A short response waits until it is whole, for a moment: what has not been passed on can be asked for again.
+
+Servers often write head and body one after the other. One that ends in between leaves a caller with half a
+response, although nothing forbids to send the request to another endpoint. Made by the router for an
+`Attempt`; a response of unknown length (an event stream, a gRPC call) is never held.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sidecar.protocol.events import ResponseHead
+
+if TYPE_CHECKING:
+    from sidecar.http.attempt import Attempt
+
+SHORT_RESPONSE = 16384
+"""Bytes of `content-length`: what a server writes in one piece, and a frame of HTTP/2 carries."""
+HELD_SECONDS = 0.05
+"""From the head on. Longer than a busy machine takes between two writes of a process."""
+
+
+def is_short(head: ResponseHead) -> bool:
+    length = head.get(b"content-length")
+    return length is not None and len(length) <= 5 and int(length) <= SHORT_RESPONSE
+
+
+class HeldResponse:
+    """The head of a response and what has come of its body."""
+
+    __slots__ = ("_attempt", "_head", "_parts", "_size", "_timeouts")
+
+    def __init__(self, attempt: Attempt, head: ResponseHead, now: float) -> None:
+        self._attempt = attempt
+        self._head = head
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._timeouts = attempt.router.exchange.context.timeouts_of(HELD_SECONDS)
+        self._timeouts.begin(self, now)
+
+    def keep(self, data: bytes) -> None:
+        """More of the body. Its credit is not given back yet."""
+        self._parts.append(data)
+        self._size += len(data)
+        self._attempt.router.exchange.hold(len(data))
+
+    def take(self) -> tuple[ResponseHead, bytes]:
+        """All of it; the wait is over."""
+        self._timeouts.end(self)
+        if not self._size:
+            return self._head, b""
+        self._attempt.router.exchange.hold(-self._size)
+        return self._head, b"".join(self._parts)
+
+    def on_timeout(self, _: float) -> None:
+        self._attempt.pass_held()
