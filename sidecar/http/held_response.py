@@ -2,7 +2,8 @@
 
 Servers often write head and body one after the other. One that ends in between leaves a caller with half a
 response, although nothing forbids to send the request to another endpoint. Made by the router for an
-`Attempt`; a response of unknown length (an event stream, a gRPC call) is never held.
+`Attempt` whose response is `incomplete` when it begins. What is at hand as a whole is passed on at once,
+what has no length (an event stream, a gRPC call) as it comes.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ class HeldResponse:
 
     __slots__ = ("_attempt", "_head", "_parts", "_size", "_timeouts")
 
-    def __init__(self, attempt: Attempt, head: ResponseHead, now: float) -> None:
+    def __init__(self, attempt: Attempt, head: ResponseHead) -> None:
         self._attempt = attempt
         self._head = head
         self._parts: list[bytes] = []
         self._size = 0
-        self._timeouts = attempt.router.exchange.context.timeouts_of(HELD_SECONDS)
-        self._timeouts.begin(self, now)
+        context = attempt.router.exchange.context
+        self._timeouts = context.timeouts_of(HELD_SECONDS)
+        self._timeouts.begin(self, context.now())
 
     def keep(self, data: bytes) -> None:
         """More of the body. Its credit is not given back yet."""

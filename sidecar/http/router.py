@@ -370,9 +370,8 @@ class RouterRequest:
             self._send_kept(attempt, attempt.stream, self.kept)
 
     def on_response(self, attempt: Attempt, head: ResponseHead, end_stream: bool) -> None:
-        now = self.exchange.context.now()
         attempt.status = head.status
-        attempt.latency = now - attempt.started
+        attempt.latency = self.exchange.context.now() - attempt.started
         plan = self.plan
         assert plan is not None
         grpc_status = _grpc_status(head.get(b"grpc-status")) if plan.grpc and end_stream else None
@@ -380,8 +379,9 @@ class RouterRequest:
             attempt, head.status, grpc_status, end_stream
         ):
             return
-        if not end_stream and self.body_ended and is_short(head):
-            attempt.held = HeldResponse(attempt, head, now)
+        stream = attempt.stream
+        if stream is not None and stream.incomplete and self.body_ended and is_short(head):
+            attempt.held = HeldResponse(attempt, head)
         else:
             self.begin_response(attempt, head, end_stream, grpc_status)
 

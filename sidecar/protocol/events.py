@@ -202,6 +202,9 @@ class Stream(Protocol):
     """One request and its response on a connection, from either end."""
 
     handler: StreamHandler
+    incomplete: bool
+    """Client side, in `on_response`: the length of the body is known, and more of it is to come than is at
+    hand. HTTP/2 does not look whose the bytes at hand are."""
 
     def send_request(self, head: RequestHead, end_stream: bool) -> None:
         """Client side, once, first."""

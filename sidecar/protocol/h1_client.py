@@ -173,6 +173,7 @@ class H1ClientCodec(H1Connection):
             self._leave = True
         if body:
             stream.expect_body(body)
+            stream.incomplete = body > len(rest)
             stream.handler.on_response(head, False)
         else:
             stream.receiving = DONE

@@ -243,6 +243,7 @@ class H1Stream:
         "_held",
         "_held_bytes",
         "handler",
+        "incomplete",
         "receiving",
         "sending",
         "unconsumed",
@@ -255,6 +256,7 @@ class H1Stream:
         self._decoder: ChunkedDecoder | None = None
         self._held: list[bytes] | None = None
         self._held_bytes = 0
+        self.incomplete = False
         self.receiving = NOT_BEGUN
         """A state from above, a framing from `h1_wire`, or how many bytes of the body are to come."""
         self.sending = NOT_BEGUN

@@ -83,6 +83,8 @@ class H2Codec(H2Control):
         self._continued_frames = 0
         self._continued_flags = 0
         # Twice the list's limit: literals may be sent less compactly than they are counted.
+        self._at_hand = 0
+        """How many bytes of this read follow the header section."""
         self._max_block = 2 * options.max_header_bytes + frames.DEFAULT_FRAME_SIZE
         self._held = b""
         """What waits for the turns that follow, while `behind`."""
@@ -166,6 +168,7 @@ class H2Codec(H2Control):
             payload = piece if type(piece) is bytes else bytes(piece)
             if kind == 1:
                 work -= _HEAD_WORK + (length >> 8)
+                self._at_hand = size - end
                 if flags & 0x2C == 4:
                     self._on_header_block(stream_id, flags, payload)
                 else:
@@ -177,6 +180,7 @@ class H2Codec(H2Control):
                     self._on_data(stream_id, flags, payload, length)
             elif kind == frames.CONTINUATION:
                 work -= length >> 8
+                self._at_hand = size - end
                 self._on_continuation(stream_id, flags, payload)
             else:
                 self.on_control_frame(kind, flags, stream_id, payload)
@@ -394,6 +398,7 @@ class H2Codec(H2Control):
             self.stream_error(stream, ErrorCode.PROTOCOL_ERROR, "content-length without content")
             return
         stream.expected = length
+        stream.incomplete = length > self._at_hand
         stream.remote = DONE if end_stream else BODY
         stream.handler.on_response(head, end_stream)
         if end_stream and stream.local == DONE:

@@ -17,6 +17,7 @@ class H2ReferenceStream:
     """One request and its response; `events.Stream` has the contract."""
 
     handler: StreamHandler
+    incomplete = False
 
     def __init__(self, codec: H2ReferenceCodec, stream_id: int) -> None:
         self.id = stream_id

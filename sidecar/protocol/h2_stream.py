@@ -69,6 +69,7 @@ class H2Stream:
         "expected",
         "handler",
         "id",
+        "incomplete",
         "kept_size",
         "local",
         "method",
@@ -91,6 +92,7 @@ class H2Stream:
         """Bytes consumed here and not yet announced to the peer."""
         self.expected = NO_LENGTH
         """Body bytes still to come by the peer's content-length."""
+        self.incomplete = False
         self.method = b""
         self._kept: deque[bytes | bytearray | memoryview] | None = None
         self.kept_size = 0

@@ -178,6 +178,7 @@ class RawStream:
     )
 
     handler: StreamHandler
+    incomplete = False
 
     def __init__(self, codec: RawCodec) -> None:
         self._codec = codec

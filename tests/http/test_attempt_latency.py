@@ -43,7 +43,7 @@ def test_the_time_that_a_new_connection_took_does_not_count_as_the_endpoints_lat
     router = a_request(clock, tunnel=False)
     attempt = an_attempt(router, clock)
     clock.advance(0.5)  # TCP, TLS and SETTINGS
-    stream: Any = SimpleNamespace(send_request=lambda head, end_stream: None)
+    stream: Any = SimpleNamespace(send_request=lambda head, end_stream: None, incomplete=False)
     attempt.on_stream(stream, None)  # type: ignore[arg-type]
     clock.advance(0.003)
     attempt.on_response(ResponseHead(200), False)
@@ -55,5 +55,5 @@ def test_a_tunnels_latency_is_the_time_to_connect() -> None:
     router = a_request(clock, tunnel=True)
     attempt = an_attempt(router, clock)
     clock.advance(0.5)
-    attempt.on_stream(SimpleNamespace(), None)  # type: ignore[arg-type]
+    attempt.on_stream(SimpleNamespace(incomplete=False), None)  # type: ignore[arg-type]
     assert attempt.latency == pytest.approx(0.5)

@@ -150,6 +150,7 @@ class OneExchange:
         status = self.draw(st.sampled_from((200, 200, 404, 503)))
         upstream.begun = True
         upstream.ended = self.draw(st.booleans())
+        upstream.stream.incomplete = not upstream.ended and self.draw(st.booleans())
         upstream.stream.handler.on_response(ResponseHead(status, self.draw(LENGTHS)), upstream.ended)
 
     def says_continue(self, upstream: Upstream) -> None:

@@ -12,6 +12,12 @@ from tests.support.exchange_rig import Rig, get, grpc, route
 RETRY = RetryPolicy(frozenset({"connect-failure", "refused-stream", "reset"}), num_retries=2)
 
 
+def begin(rig: Rig, head: ResponseHead) -> None:
+    """The head of a response whose body is still on its way."""
+    rig.upstream.incomplete = True
+    rig.upstream.handler.on_response(head, False)
+
+
 def ok(length: bytes | None = b"10", *fields: Field) -> ResponseHead:
     return ResponseHead(200, () if length is None else ((b"content-length", length), *fields))
 
@@ -19,9 +25,9 @@ def ok(length: bytes | None = b"10", *fields: Field) -> ResponseHead:
 def test_a_get_whose_response_breaks_between_head_and_body_goes_to_another_endpoint() -> None:
     rig = Rig(route(RETRY))
     stream, _ = rig.send(get())
-    rig.upstream.handler.on_response(ok(), False)
+    begin(rig, ok())
     rig.upstream.die()
-    rig.upstream.handler.on_response(ok(), False)
+    begin(rig, ok())
     rig.upstream.handler.on_data(b"0123456789", True)
     assert [head.status for head in stream.heads] == [200]
     assert stream.body == b"0123456789"
@@ -35,12 +41,12 @@ def test_a_get_whose_response_breaks_between_head_and_body_goes_to_another_endpo
 def test_a_get_whose_response_breaks_within_its_body_starts_anew() -> None:
     rig = Rig(route(RETRY))
     stream, _ = rig.send(get())
-    rig.upstream.handler.on_response(ok(), False)
+    begin(rig, ok())
     rig.upstream.handler.on_data(b"012", False)
     assert rig.budget.held == 3
     rig.upstream.die()
     assert rig.budget.held == 0
-    rig.upstream.handler.on_response(ok(), False)
+    begin(rig, ok())
     rig.upstream.handler.on_data(b"abcdefghij", True)
     assert stream.body == b"abcdefghij"
     rig.assert_settled()
@@ -50,7 +56,7 @@ def test_a_response_that_came_in_pieces_leaves_as_one() -> None:
     rig = Rig()
     stream, exchange = rig.send(get())
     upstream = rig.upstream
-    upstream.handler.on_response(ok(), False)
+    begin(rig, ok())
     sends = []
     stream.on_send = lambda: sends.append(stream.body)
     upstream.handler.on_data(b"01234", False)
@@ -65,7 +71,7 @@ def test_a_response_that_came_in_pieces_leaves_as_one() -> None:
 def test_trailers_let_go_of_what_was_held() -> None:
     rig = Rig()
     stream, _ = rig.send(get())
-    rig.upstream.handler.on_response(ok(), False)
+    begin(rig, ok())
     rig.upstream.handler.on_data(b"0123456789", False)
     rig.upstream.handler.on_trailers(((b"checksum", b"1"),))
     assert (len(stream.heads), stream.body, stream.trailers) == (1, b"0123456789", ((b"checksum", b"1"),))
@@ -76,7 +82,7 @@ def test_a_response_that_takes_its_time_is_passed_on_as_it_comes() -> None:
     rig = Rig(route(RETRY))
     stream, exchange = rig.send(get())
     upstream = rig.upstream
-    upstream.handler.on_response(ok(), False)
+    begin(rig, ok())
     upstream.handler.on_data(b"01", False)
     rig.clock.advance(HELD_SECONDS * 0.9)
     assert stream.heads == []
@@ -93,16 +99,25 @@ def test_a_response_that_takes_its_time_is_passed_on_as_it_comes() -> None:
 def test_a_response_of_unknown_or_great_length_does_not_wait(length: bytes | None) -> None:
     rig = Rig()
     stream, _ = rig.send(get())
-    rig.upstream.handler.on_response(ok(length), False)
+    begin(rig, ok(length))
     assert len(stream.heads) == 1
     rig.upstream.handler.on_data(b"x", True)
+    rig.assert_settled()
+
+
+def test_a_response_that_is_whole_when_it_begins_does_not_wait() -> None:
+    rig = Rig()
+    stream, _ = rig.send(get())
+    rig.upstream.handler.on_response(ok(), False)
+    assert (len(stream.heads), rig.clock.pending) == (1, 0)
+    rig.upstream.handler.on_data(b"0123456789", True)
     rig.assert_settled()
 
 
 def test_the_longest_short_response_waits() -> None:
     rig = Rig()
     stream, _ = rig.send(get())
-    rig.upstream.handler.on_response(ok(b"%d" % SHORT_RESPONSE), False)
+    begin(rig, ok(b"%d" % SHORT_RESPONSE))
     assert stream.heads == []
     rig.upstream.handler.on_data(b"x" * SHORT_RESPONSE, True)
     assert len(stream.body) == SHORT_RESPONSE
@@ -113,7 +128,7 @@ def test_an_answer_to_an_upload_that_is_still_coming_does_not_wait() -> None:
     """Its sender may stop on reading it."""
     rig = Rig()
     stream, exchange = rig.send(get(method=b"POST"), end_stream=False)
-    rig.upstream.handler.on_response(ok(), False)
+    begin(rig, ok())
     assert len(stream.heads) == 1
     exchange.on_data(b"rest", True)
     rig.upstream.handler.on_data(b"0123456789", True)
@@ -123,7 +138,7 @@ def test_an_answer_to_an_upload_that_is_still_coming_does_not_wait() -> None:
 def test_a_post_whose_response_breaks_is_told_so_in_place_of_half_a_response() -> None:
     rig = Rig(route(RETRY))
     stream, exchange = rig.send(get(method=b"POST"))
-    rig.upstream.handler.on_response(ok(), False)
+    begin(rig, ok())
     rig.upstream.die()
     assert stream.heads[0].status == 503
     assert b"not sent again: POST may have been processed" in stream.body
@@ -134,7 +149,7 @@ def test_a_post_whose_response_breaks_is_told_so_in_place_of_half_a_response() -
 def test_a_callers_sidecar_is_told_that_the_response_broke() -> None:
     rig = Rig(inbound=True, trusted=True)
     stream, _ = rig.send(get())
-    rig.upstream.handler.on_response(ok(), False)
+    begin(rig, ok())
     rig.upstream.handler.on_data(b"012", False)
     rig.upstream.die()
     assert (stream.heads, stream.resets) == ([], [ErrorCode.INTERNAL_ERROR])
@@ -144,7 +159,7 @@ def test_a_callers_sidecar_is_told_that_the_response_broke() -> None:
 def test_a_caller_that_leaves_ends_the_wait() -> None:
     rig = Rig()
     stream, _ = rig.send(get())
-    rig.upstream.handler.on_response(ok(), False)
+    begin(rig, ok())
     rig.upstream.handler.on_data(b"012", False)
     stream.die()
     assert rig.upstreams[0].resets == [ErrorCode.CANCEL]
@@ -154,7 +169,7 @@ def test_a_caller_that_leaves_ends_the_wait() -> None:
 def test_a_caller_that_leaves_on_the_head_gets_no_body() -> None:
     rig = Rig()
     stream, _ = rig.send(get())
-    rig.upstream.handler.on_response(ok(), False)
+    begin(rig, ok())
     stream.on_send = stream.die
     rig.upstream.handler.on_data(b"0123456789", True)
     assert stream.body == b""
@@ -164,7 +179,7 @@ def test_a_caller_that_leaves_on_the_head_gets_no_body() -> None:
 def test_a_timeout_of_the_route_answers_in_place_of_what_was_held() -> None:
     rig = Rig(route(timeout=HELD_SECONDS / 2))
     stream, _ = rig.send(get())
-    rig.upstream.handler.on_response(ok(), False)
+    begin(rig, ok())
     rig.clock.advance(HELD_SECONDS / 2)
     assert [head.status for head in stream.heads] == [504]
     assert b"the response did not end within" in stream.body
@@ -175,7 +190,7 @@ def test_a_slow_reader_gives_back_what_was_held_as_it_reads() -> None:
     rig = Rig()
     stream, exchange = rig.send(get(), room=4)
     upstream = rig.upstream
-    upstream.handler.on_response(ok(), False)
+    begin(rig, ok())
     upstream.handler.on_data(b"01234", False)
     rig.clock.advance(HELD_SECONDS)
     assert (upstream.consumed, rig.budget.held) == (4, 1)
@@ -189,7 +204,7 @@ def test_a_slow_reader_gives_back_what_was_held_as_it_reads() -> None:
 def test_grpc_messages_do_not_wait() -> None:
     rig = Rig()
     stream, _ = rig.send(grpc())
-    rig.upstream.handler.on_response(ResponseHead(200, ((b"content-type", b"application/grpc"),)), False)
+    begin(rig, ResponseHead(200, ((b"content-type", b"application/grpc"),)))
     assert len(stream.heads) == 1
     rig.upstream.handler.on_trailers(((b"grpc-status", b"0"),))
     rig.assert_settled()

@@ -216,6 +216,28 @@ def test_a_response_to_head_has_no_body() -> None:
     assert client.exchange(OK) == OK_EVENTS
 
 
+@pytest.mark.parametrize(
+    ("raw", "incomplete"),
+    [
+        (OK, False),
+        (OK[:-1], True),
+        (OK[:-2], True),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", False),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", False),
+        (b"HTTP/1.0 200 OK\r\n\r\n", False),
+    ],
+)
+def test_a_response_of_known_length_is_incomplete_until_all_of_it_is_at_hand(
+    raw: bytes, incomplete: bool
+) -> None:
+    client = Client()
+    stream, log = client.request()
+    client.codec.take_output()
+    client.codec.receive(raw)
+    assert log.head is not None
+    assert stream.incomplete is incomplete
+
+
 def test_a_head_that_comes_again_is_the_same_object() -> None:
     client = Client()
     logs = []

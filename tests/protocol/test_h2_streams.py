@@ -40,6 +40,30 @@ def test_exchange_with_bodies_and_trailers_both_ways() -> None:
     assert peer.events == ["ready", "capacity"]
 
 
+TWO = [*f.OK, (b"content-length", b"2")]
+
+
+@pytest.mark.parametrize(
+    ("octets", "incomplete"),
+    [
+        (f.headers(1, TWO) + f.data(1, b"ok", True), False),
+        (f.headers(1, TWO), True),
+        (f.headers(1, TWO) + b"\0", True),
+        (f.headers(1, f.OK), False),
+        (f.headers(1, [*f.OK, (b"content-length", b"0")], True), False),
+    ],
+)
+def test_a_response_of_known_length_is_incomplete_until_as_much_is_at_hand(
+    octets: bytes, incomplete: bool
+) -> None:
+    connection = client()
+    request = connection.request()
+    connection.take()
+    connection.codec.receive(octets)
+    assert request.events[0][0] == "response"
+    assert request.stream.incomplete is incomplete
+
+
 def test_data_after_end_stream_is_a_stream_error() -> None:
     connection = server()
     connection.say(f.headers(1, f.GET, True))

@@ -39,6 +39,7 @@ class RecordingStream:
 
     def __init__(self, room: int = 1 << 40) -> None:
         self.handler: StreamHandler = cast(StreamHandler, None)
+        self.incomplete = False
         self.room = room
         self.heads: list[Any] = []
         self.informational: list[ResponseHead] = []
