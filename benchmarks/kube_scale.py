@@ -22,6 +22,7 @@ import aiohttp
 
 from benchmarks.kube_scale_clients import CALLED, Client, canonical, connected
 from benchmarks.kube_scale_objects import POD_BYTES, fill, slice_of
+from benchmarks.processes import leave_on_sigterm
 from control_plane.xds.types import ENDPOINTS
 from tests.support.kube_api import KubeApi
 
@@ -166,7 +167,9 @@ def main() -> None:
     parser.add_argument("--pods", type=int, default=5000)
     parser.add_argument("--endpoints", type=int, default=10000)
     parser.add_argument("--sidecars", type=int, default=0, help="connected at the end, at most the pods")
-    asyncio.run(measure(parser.parse_args()))
+    settings = parser.parse_args()
+    leave_on_sigterm()
+    asyncio.run(measure(settings))
 
 
 if __name__ == "__main__":

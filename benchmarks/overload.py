@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import leave_on_sigterm
+
 WORKERS = 20
 SLEEP = 0.05
 CAPACITY = WORKERS / SLEEP
@@ -246,6 +248,7 @@ async def _accepts(host: str, port: int) -> None:
 
 def main() -> None:
     """Prints one table for each case, and with protection what it is judged by."""
+    leave_on_sigterm()
     print(
         f"application: {WORKERS} requests at a time, {SLEEP * 1000:g} ms each: {CAPACITY:g} requests a second"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -34,6 +35,11 @@ def machine_seconds() -> tuple[float, float]:
 
 
 CERTIFICATES = Path("build/bench/certs")
+
+
+def leave_on_sigterm() -> None:
+    """Ended from outside, a bench still stops what it has started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
 
 
 class BenchError(Exception):

@@ -25,6 +25,7 @@ from benchmarks.processes import (
     Contender,
     Process,
     get,
+    leave_on_sigterm,
     wait_until,
 )
 from benchmarks.report import machine_facts, rows, table, write_chart, write_json
@@ -39,6 +40,7 @@ QUIET = 0.05
 
 def main() -> int:
     options = parse_arguments()
+    leave_on_sigterm()
     try:
         tools = find_tools()
         contenders = find_contenders(options.contenders)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import signal
 import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import BenchError, get
+from benchmarks.processes import BenchError, get, leave_on_sigterm
 from benchmarks.run import find_tools
 from benchmarks.soak_disturbances import Disturber
 from benchmarks.soak_load import AccessLogReader, Load
@@ -47,8 +46,7 @@ class Settings:
 
 def main() -> int:
     settings = parse_arguments()
-    # Ended from outside, it still stops what it has started.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
+    leave_on_sigterm()
     try:
         result = run(settings, find_tools())
     except BenchError as error:

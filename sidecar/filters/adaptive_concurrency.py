@@ -6,7 +6,8 @@ learns the limit.
 
 A request holds a place until its response head, and only that time is measured: what streams afterwards
 (server-sent events, gRPC streams, WebSocket, CONNECT) holds none. A head that came before the request had
-ended tells nothing, since the client has decided when.
+ended tells nothing, since the client has decided when. Another attempt after a head (`http/held_response.py`)
+has no place.
 
 A request that was given up, by its caller or by a time-out of its route, has waited for so long at least. It
 leaves its place, though the application very likely works on: answers that come too late show that as well.

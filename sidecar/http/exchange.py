@@ -164,7 +164,7 @@ class Exchange:
     def send_response(self, head: ResponseHead, end_stream: bool) -> None:
         self.status = head.status
         if self.passed:
-            self._tell_filters()
+            self.tell_filters()
         self.stream.send_response(head, end_stream)
         if end_stream:
             self._end_response()
@@ -267,7 +267,7 @@ class Exchange:
         if self.done:
             return
         if self.passed:
-            self._tell_filters()
+            self.tell_filters()
         self.router.finish()
         if self.held:
             self.context.budget.add(-self.held)
@@ -280,7 +280,8 @@ class Exchange:
         self.router.release()
         del self.stream
 
-    def _tell_filters(self) -> None:
+    def tell_filters(self) -> None:
+        """The response has begun, or there is none: those that have not heard of it yet do now."""
         passed, self.passed = self.passed, ()
         for each in passed:
             each.on_response(self)

@@ -17,8 +17,8 @@ class HttpFilter(Protocol):
         """None lets the request pass; a reply answers it, and no later filter sees it."""
 
     def on_response(self, exchange: Exchange) -> None:
-        """Once for each request that was let pass: when its response head is sent downstream, or when it
-        ends without one (`exchange.status` is 0 then)."""
+        """Once for each request that was let pass: when its response head has come or was made here, or when
+        it ends without one."""
 
 
 def admit(

@@ -2,8 +2,9 @@
 
 Servers often write head and body one after the other. One that ends in between leaves a caller with half a
 response, although nothing forbids to send the request to another endpoint. Made by the router for an
-`Attempt` whose response is `incomplete` when it begins. What is at hand as a whole is passed on at once,
-what has no length (an event stream, a gRPC call) as it comes.
+`Attempt` whose response is `incomplete` when it begins, and which has taken the whole request: a server that
+refuses an upload may cut the connection, and its answer has to get through. What is at hand as a whole is
+passed on at once, what has no length (an event stream, a gRPC call) as it comes.
 """
 
 from __future__ import annotations
@@ -29,30 +30,27 @@ def is_short(head: ResponseHead) -> bool:
 class HeldResponse:
     """The head of a response and what has come of its body."""
 
-    __slots__ = ("_attempt", "_head", "_parts", "_size", "_timeouts")
+    __slots__ = ("_attempt", "_body", "_head", "_timeouts")
 
     def __init__(self, attempt: Attempt, head: ResponseHead) -> None:
         self._attempt = attempt
         self._head = head
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._body = bytearray()
         context = attempt.router.exchange.context
         self._timeouts = context.timeouts_of(HELD_SECONDS)
         self._timeouts.begin(self, context.now())
 
     def keep(self, data: bytes) -> None:
         """More of the body. Its credit is not given back yet."""
-        self._parts.append(data)
-        self._size += len(data)
+        self._body += data
         self._attempt.router.exchange.hold(len(data))
 
     def take(self) -> tuple[ResponseHead, bytes]:
         """All of it; the wait is over."""
         self._timeouts.end(self)
-        if not self._size:
-            return self._head, b""
-        self._attempt.router.exchange.hold(-self._size)
-        return self._head, b"".join(self._parts)
+        if self._body:
+            self._attempt.router.exchange.hold(-len(self._body))
+        return self._head, bytes(self._body)
 
     def on_timeout(self, _: float) -> None:
         self._attempt.pass_held()

@@ -49,7 +49,7 @@ _BROKEN_PROTOCOL = frozenset(
 
 
 def classify(reset: Reset) -> Failure:
-    """What a reset before the response head says about the request."""
+    """What a reset says about the request, nothing of whose response was passed on."""
     if reset.processed:
         broken = not reset.remote and reset.code in _BROKEN_PROTOCOL
         return Failure.MALFORMED if broken else Failure.RESET

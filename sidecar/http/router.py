@@ -1,7 +1,8 @@
 """The end of the filter chain: picks the cluster, sends the request, and alone times out and retries.
 
 One `RouterRequest` a request, owned by its exchange. Driven by callbacks; the only timers are the route's
-time-out, the per-try time-out and the retry back-off. It never answers by itself: it tells the exchange to.
+time-out, the per-try time-out, the retry back-off and that of a held response. It never answers by itself:
+it tells the exchange to.
 
 Body bytes. Until an attempt has a stream, and while the request may have to be sent again, the body is kept
 (at most `KEPT_BODY_LIMIT`, after which the request can no longer be retried). Credit goes back to the
@@ -21,6 +22,7 @@ An attempt that has `ended` is therefore left alone wherever such a call has bee
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sidecar.config.matcher import CompiledRoutes
@@ -370,8 +372,9 @@ class RouterRequest:
             self._send_kept(attempt, attempt.stream, self.kept)
 
     def on_response(self, attempt: Attempt, head: ResponseHead, end_stream: bool) -> None:
+        exchange = self.exchange
         attempt.status = head.status
-        attempt.latency = self.exchange.context.now() - attempt.started
+        attempt.latency = exchange.context.now() - attempt.started
         plan = self.plan
         assert plan is not None
         grpc_status = _grpc_status(head.get(b"grpc-status")) if plan.grpc and end_stream else None
@@ -379,9 +382,18 @@ class RouterRequest:
             attempt, head.status, grpc_status, end_stream
         ):
             return
+        if attempt.timer is not None:
+            attempt.timer.cancel()
         stream = attempt.stream
-        if stream is not None and stream.incomplete and self.body_ended and is_short(head):
+        if (
+            stream is not None
+            and stream.incomplete
+            and is_short(head)
+            and self.body_ended
+            and attempt.accepted >= exchange.bytes_in
+        ):
             attempt.held = HeldResponse(attempt, head)
+            exchange.tell_filters()
         else:
             self.begin_response(attempt, head, end_stream, grpc_status)
 
@@ -394,8 +406,6 @@ class RouterRequest:
         self.response_started = True
         if self.kept:
             self._forget_body()
-        if attempt.timer is not None:
-            attempt.timer.cancel()
         if end_stream:
             self._response_complete(attempt, grpc_status)
         elif self._opens_tunnel(attempt):
@@ -447,6 +457,7 @@ class RouterRequest:
         attempt.stream = None
         if attempt.held is not None:
             attempt.take_held()
+            attempt.status = 0  # nobody has heard of it
         if attempt.timer is not None:
             attempt.timer.cancel()
         if self.exchange.trace.sampled:
@@ -480,7 +491,8 @@ class RouterRequest:
         assert self.cluster is not None
         where = f"{attempt.endpoint.name} ({attempt.endpoint.address})"
         attempt.outcome = reset.reason
-        failure = classify(reset)
+        # Who has begun to answer has processed the request, whatever it says afterwards.
+        failure = classify(reset if attempt.held is None else replace(reset, processed=True))
         if failure is Failure.UNWRITABLE:
             self._end_attempt(attempt, False)
             self._failed(failure, _FLAGS[failure], f"not sent to upstream {where}: {reset.reason}")

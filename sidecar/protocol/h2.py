@@ -83,9 +83,9 @@ class H2Codec(H2Control):
         self._continued_frames = 0
         self._continued_flags = 0
         # Twice the list's limit: literals may be sent less compactly than they are counted.
+        self._max_block = 2 * options.max_header_bytes + frames.DEFAULT_FRAME_SIZE
         self._at_hand = 0
         """How many bytes of this read follow the header section."""
-        self._max_block = 2 * options.max_header_bytes + frames.DEFAULT_FRAME_SIZE
         self._held = b""
         """What waits for the turns that follow, while `behind`."""
         self._eof_waits = False
@@ -398,7 +398,7 @@ class H2Codec(H2Control):
             self.stream_error(stream, ErrorCode.PROTOCOL_ERROR, "content-length without content")
             return
         stream.expected = length
-        stream.incomplete = length > self._at_hand
+        stream.incomplete = length > 0 and length + 9 > self._at_hand
         stream.remote = DONE if end_stream else BODY
         stream.handler.on_response(head, end_stream)
         if end_stream and stream.local == DONE:

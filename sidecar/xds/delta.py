@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from envoy.service.discovery.v3 import discovery_pb2
@@ -12,21 +13,22 @@ from sidecar.xds.ads import WILDCARD, AdsClient, TypeState, Update
 class DeltaVariant:
     """Remembers per type what the server was told on this stream.
 
-    Beside a wildcard the server answers an unsubscription too: with a removal, unless the wildcard covers the
-    name. When the name is wanted again meanwhile, that answer looks like one to the new subscription. So the
-    first removal after an unsubscription is not believed, and the name is asked for once more.
+    Beside a wildcard a server answers an unsubscription too: with a removal, unless the wildcard covers the
+    name. When the name is wanted again meanwhile, that answer looks like one to the new subscription. So of a
+    name that was unsubscribed as many removals are not believed, and it is asked for once more; a server must
+    answer that as well ("xDS REST and gRPC protocol", subscribing to resources).
     """
 
     def __init__(self) -> None:
         self._told: dict[str, set[str]] = {}
-        self._dropped: dict[str, set[str]] = {}
-        """Unsubscribed beside a wildcard, and not mentioned by the server since."""
+        self._dropped: dict[str, Counter[str]] = {}
+        """How often a name was unsubscribed beside a wildcard without a removal since."""
         self._started: set[str] = set()
 
     def connect(self, state: TypeState) -> None:
         """A new stream: the next `changes` asks for all, with the versions that are held."""
         self._told[state.type.url] = set()
-        self._dropped[state.type.url] = set()
+        self._dropped[state.type.url] = Counter()
         self._started.discard(state.type.url)
 
     def changes(self, state: TypeState) -> Any | None:
@@ -45,7 +47,7 @@ class DeltaVariant:
             request.initial_resource_versions.update(state.versions)
         self._told[url] = set(state.wanted)
         if WILDCARD in state.wanted:
-            self._dropped[url] |= gone
+            self._dropped[url].update(gone)
         return request
 
     def receive(self, body: bytes, client: AdsClient) -> None:
@@ -68,11 +70,11 @@ class DeltaVariant:
         removed = frozenset(
             name for name in response.removed_resources if name in state.wanted or name in state.versions
         ) - {WILDCARD}
-        unanswered = self._dropped[response.type_url]
-        doubtful = removed & unanswered & state.wanted
+        answers = self._dropped[response.type_url].keys() & response.removed_resources
+        self._dropped[response.type_url] -= Counter(answers)
+        doubtful = answers & state.wanted
         state.dropped |= doubtful
         removed -= doubtful
-        unanswered -= {*response.removed_resources, *(each.name for each in response.resources)}
         for name in removed:
             state.versions.pop(name, None)
             state.errors.pop(name, None)

@@ -23,7 +23,7 @@ POLICY = RetryPolicy(
     per_try_timeout=3.0,
 )
 HEADS = (
-    *(get(), get(method=b"PUT"), get((b"expect", b"100-continue"), method=b"PUT")),
+    *(get(), get(method=b"PUT"), get((b"expect", b"100-continue"), method=b"PUT"), get(method=b"POST")),
     *(grpc(), grpc((b"grpc-timeout", b"2S"))),
 )
 STEPS = 40
@@ -72,6 +72,8 @@ class OneExchange:
             endpoint.room = upstream_room
         rig.routes.late = self.draw(st.booleans())
         self.received = 0
+        self.sent_by_the_first_head = 0
+        """Upstream streams that there were when one of them began to answer."""
         self.request_over = self.draw(st.booleans())
         self.known: dict[int, Upstream] = {}
         self.told: list[RecordingStream] = []
@@ -149,6 +151,7 @@ class OneExchange:
     def answers(self, upstream: Upstream) -> None:
         status = self.draw(st.sampled_from((200, 200, 404, 503)))
         upstream.begun = True
+        self.sent_by_the_first_head = self.sent_by_the_first_head or len(self.rig.upstreams)
         upstream.ended = self.draw(st.booleans())
         upstream.stream.incomplete = not upstream.ended and self.draw(st.booleans())
         upstream.stream.handler.on_response(ResponseHead(status, self.draw(LENGTHS)), upstream.ended)
@@ -184,6 +187,7 @@ class OneExchange:
 
     def check(self) -> None:
         self.bytes_are_given_back_once()
+        self.no_post_that_was_answered_is_sent_again()
         self.no_body_is_sent_again_before_its_100()
         self.there_is_one_answer()
         self.it_is_the_answer_of_one_upstream()
@@ -193,6 +197,10 @@ class OneExchange:
         assert self.stream.consumed <= self.received
         for upstream in self.upstreams:
             assert upstream.stream.consumed <= upstream.sent
+
+    def no_post_that_was_answered_is_sent_again(self) -> None:
+        if self.head.method == b"POST" and self.sent_by_the_first_head:
+            assert len(self.rig.upstreams) == self.sent_by_the_first_head
 
     def no_body_is_sent_again_before_its_100(self) -> None:
         if self.head is HEADS[2] and self.told:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from sidecar.config.resources import RetryPolicy
+from sidecar.http.exchange import Exchange
 from sidecar.http.held_response import HELD_SECONDS, SHORT_RESPONSE
 from sidecar.protocol.events import ErrorCode, Field, ResponseHead
-from tests.support.exchange_rig import Rig, get, grpc, route
+from tests.support.exchange_rig import Rig, get, route
 
 RETRY = RetryPolicy(frozenset({"connect-failure", "refused-stream", "reset"}), num_retries=2)
 
@@ -201,10 +202,76 @@ def test_a_slow_reader_gives_back_what_was_held_as_it_reads() -> None:
     rig.assert_settled()
 
 
-def test_grpc_messages_do_not_wait() -> None:
+@pytest.mark.parametrize("trusted", [False, True])
+def test_who_has_begun_to_answer_a_post_cannot_call_it_unprocessed(trusted: bool) -> None:
+    """RFC 9113 section 8.7 forbids it; a request is not sent twice because a peer does it all the same."""
+    rig = Rig(route(RETRY), inbound=trusted, trusted=trusted)
+    stream, _ = rig.send(get(method=b"POST"))
+    begin(rig, ok())
+    rig.upstream.die(ErrorCode.REFUSED_STREAM, processed=False)
+    assert len(rig.upstreams) == 1
+    if trusted:
+        assert stream.resets == [ErrorCode.INTERNAL_ERROR]
+    else:
+        assert stream.heads[0].status == 503
+    rig.assert_settled()
+
+
+def test_a_try_that_has_begun_to_answer_is_not_late() -> None:
+    rig = Rig(route(RetryPolicy(RETRY.retry_on, num_retries=2, per_try_timeout=1.0)))
+    stream, _ = rig.send(get())
+    rig.clock.advance(1.0 - HELD_SECONDS / 2)
+    begin(rig, ok())
+    rig.clock.advance(HELD_SECONDS * 0.9)
+    rig.upstream.handler.on_data(b"0123456789", True)
+    assert (stream.heads[0].status, len(rig.upstreams)) == (200, 1)
+    rig.assert_settled()
+
+
+def test_an_answer_to_an_upload_that_the_server_does_not_read_does_not_wait() -> None:
+    rig = Rig(route(RETRY))
+    rig.cluster.endpoints[0].room = 3
+    stream, exchange = rig.send(get(method=b"PUT"), end_stream=False)
+    exchange.on_data(b"upload", True)
+    begin(rig, ResponseHead(413, ((b"content-length", b"10"),)))
+    assert stream.heads[0].status == 413
+    rig.upstream.die()
+    rig.assert_settled()
+
+
+class Told:
+    """A filter that writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.statuses: list[int] = []
+
+    def on_request(self, exchange: Exchange) -> None:
+        return None
+
+    def on_response(self, exchange: Exchange) -> None:
+        assert exchange.router.attempt is not None
+        self.statuses.append(exchange.router.attempt.status)
+
+
+def test_filters_hear_of_a_response_when_its_head_has_come() -> None:
     rig = Rig()
-    stream, _ = rig.send(grpc())
-    begin(rig, ResponseHead(200, ((b"content-type", b"application/grpc"),)))
-    assert len(stream.heads) == 1
-    rig.upstream.handler.on_trailers(((b"grpc-status", b"0"),))
+    told = Told()
+    rig.context.filters = (told,)
+    rig.send(get())
+    begin(rig, ok())
+    assert told.statuses == [200]
+    rig.upstream.handler.on_data(b"0123456789", True)
+    assert told.statuses == [200]
+    rig.assert_settled()
+
+
+def test_the_span_of_a_try_that_broke_off_has_no_status() -> None:
+    rig = Rig(route(RETRY))
+    _, exchange = rig.send(get())
+    begin(rig, ok())
+    first = exchange.router.attempts[0]
+    rig.upstream.die()
+    assert (first.status, first.outcome) == (0, "it died")
+    rig.upstream.handler.on_response(ok(), False)
+    rig.upstream.handler.on_data(b"0123456789", True)
     rig.assert_settled()

@@ -202,10 +202,26 @@ def test_a_name_that_is_gone_when_it_is_asked_for_again_is_believed_to_be_the_se
     assert len(recorder.take()) == 1
 
 
-def test_a_resource_that_came_after_it_was_dropped_can_be_removed_at_once() -> None:
+def test_a_change_that_crossed_the_dropping_of_its_name_is_no_answer_to_it() -> None:
     recorder = asked_again_after_dropping("*", "a")
-    recorder.receive("n2", a=("1", cluster("a")))
+    recorder.receive("n2", a=("2", cluster("a")))
+    recorder.take()
     recorder.ads.receive(delta_response("n3", {}, ("a",)))
+    assert recorder.updates[-1] == (CLUSTER, [], [])
+    assert [list(each.resource_names_subscribe) for each in recorder.take()] == [[], ["a"]]
+
+
+def test_each_dropping_of_a_name_has_an_answer_of_its_own() -> None:
+    recorder = asked_again_after_dropping("*", "a")
+    recorder.ads.unsubscribe(CLUSTER, ["a"])
+    recorder.take()
+    recorder.ads.receive(delta_response("n2", {}, ("a",)))
+    recorder.ads.subscribe(CLUSTER, ["a"])
+    recorder.take()
+    recorder.ads.receive(delta_response("n3", {}, ("a",)))
+    assert [removed for _, _, removed in recorder.updates[1:]] == [[], []]
+    recorder.take()
+    recorder.ads.receive(delta_response("n4", {}, ("a",)))
     assert recorder.updates[-1] == (CLUSTER, [], ["a"])
 
 

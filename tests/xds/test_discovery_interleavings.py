@@ -17,9 +17,15 @@ from control_plane.model.discovery import Change, Dialect, Identity, NodeInfo, R
 from control_plane.xds.session import DeltaSession, Session, SotwSession
 from control_plane.xds.snapshot_cache import WatchIndex
 from sidecar.config.dependency_manager import DependencyManager
-from sidecar.config.matcher import CompiledRoutes
 from sidecar.config.references import route_clusters
-from sidecar.config.resources import AdsConfig, Bootstrap, ClusterConfig, EndpointsConfig, Node
+from sidecar.config.resources import (
+    AdsConfig,
+    Bootstrap,
+    ClusterConfig,
+    EndpointsConfig,
+    Node,
+    RouteConfiguration,
+)
 from sidecar.config.type_urls import CLUSTER, ENDPOINTS, LISTENER, ROUTE
 from sidecar.xds.ads import AdsClient
 from sidecar.xds.delta import DeltaVariant
@@ -28,6 +34,7 @@ from tests.support.xds_source import MemorySource, cluster, endpoints, listener,
 
 SERVICES = ("blue", "green")
 ASKED = "shop:80"
+IDLE = 4.0
 STEPS = 40
 TABLES = {name: route("table", name).SerializeToString(deterministic=True) for name in SERVICES}
 CLUSTERS = {name: cluster(name).SerializeToString(deterministic=True) for name in SERVICES}
@@ -49,6 +56,7 @@ class Line:
     def __init__(self, delta: bool) -> None:
         self.delta = delta
         self.now = 0.0
+        self.generation = 0
         self.source = OnDemand()
         self.watches: WatchIndex[Session] = WatchIndex()
         self.up: list[bytes] = []
@@ -60,7 +68,7 @@ class Line:
         self.ads = AdsClient(Node("n", "c", "", "", "", "{}"), DeltaVariant() if delta else SotwVariant())
         bootstrap = Bootstrap(ads=AdsConfig("cp"), lds_over_ads=True, cds_over_ads=True)
         self.manager = DependencyManager(
-            bootstrap, self.ads, self, lambda listeners: None, lambda: self.now, idle=4.0
+            bootstrap, self.ads, self, lambda listeners: None, lambda: self.now, idle=IDLE
         )
         self.ads.on_update = self.manager.on_update
         for name in SERVICES:
@@ -103,6 +111,17 @@ class Line:
     def tick(self) -> None:
         self.now += 1.0
         self.manager.tick()
+
+    def sleep(self) -> None:
+        """Nobody calls for so long that the authority is dropped."""
+        for _ in range(int(IDLE) + 1):
+            self.tick()
+
+    def change_listener(self) -> None:
+        self.generation += 1
+        changed = listener(ASKED, "table")
+        changed.traffic_direction = 2 * (self.generation % 2)
+        self.tell(self.source.put(LISTENER, ASKED, changed))
 
     def route_to(self, name: str) -> None:
         self.tell(self.source.put(ROUTE, "table", TABLES[name]))
@@ -148,28 +167,40 @@ class Line:
 
     # --- what must hold
 
-    def used(self) -> list[str] | None:
+    def table(self) -> RouteConfiguration | str | None:
+        """What is used for the authority, or why there is none; None while it is not known. Not by asking
+        for it: that would keep it."""
+        found = self.manager.describe()
+        if isinstance(found["routes"], list) and found["routes"]:
+            (table,) = found["routes"]
+            assert isinstance(table, RouteConfiguration)
+            return table
+        missing = found["missing"]
+        assert isinstance(missing, dict)
+        answer = missing.get(ASKED, "awaited")
+        return None if answer == "awaited" else str(answer)
+
+    def used(self) -> list[str]:
         """Clusters of the table in use."""
-        answer = self.manager.current(ASKED)
-        if not isinstance(answer, CompiledRoutes):
-            return None
-        return [name for _, name in route_clusters(answer.config)]
+        table = self.table()
+        return [name for _, name in route_clusters(table)] if isinstance(table, RouteConfiguration) else []
 
     def check(self) -> None:
-        for name in self.used() or ():
+        assert not isinstance(self.table(), str), "a destination that there is all the time was given up"
+        for name in self.used():
             if name not in self.lost:
                 assert name in self.applied, f"{name} is routed to and not configured"
                 assert self.endpoints[name].localities, f"{name} is routed to without its endpoints"
 
     def moves(self, calm: bool) -> list[Callable[[], None]]:
         """What may happen next, each as often as it is likely."""
-        moves: list[Callable[[], None]] = [self.tick, self.tick, self.settle]
+        moves: list[Callable[[], None]] = [self.tick, self.tick, self.sleep, self.settle, self.use, self.ask]
         moves += [self.arrive_up] * 3 * bool(self.up) + [self.arrive_down] * 3 * bool(self.down)
         for name in SERVICES:
             moves.append(partial(self.route_to, name))
             if not calm:
                 moves += [partial(self.take_away, name), partial(self.serve, name)]
-        return moves if calm else [*moves, self.use, self.ask, self.reconnect]
+        return moves if calm else [*moves, self.change_listener, self.reconnect]
 
 
 @pytest.mark.parametrize("delta", [True, False])
