@@ -13,15 +13,22 @@ _WRAPPER = "type.googleapis.com/" + discovery_pb2.Resource.DESCRIPTOR.full_name
 
 
 class SotwVariant:
-    """Remembers per type the version that was accepted last and the names of the last request."""
+    """Remembers per type the version that was accepted last and the names of the last request.
+
+    A response does not say which request it answers. What is missing from it does not exist only if every
+    request since the response before has asked for it.
+    """
 
     def __init__(self) -> None:
         self._asked: dict[str, list[str]] = {}
+        self._steady: dict[str, set[str]] = {}
+        """Names in all of those requests."""
         self._versions: dict[str, str] = {}
 
     def connect(self, state: TypeState) -> None:
         """A new stream: nonces start anew, the accepted version is told again."""
         self._asked.pop(state.type.url, None)
+        self._steady.pop(state.type.url, None)
 
     def changes(self, state: TypeState) -> Any | None:
         """A request with all names, when they are not those of the last request."""
@@ -33,6 +40,7 @@ class SotwVariant:
     def _request(self, state: TypeState) -> Any:
         url = state.type.url
         names = self._asked[url] = sorted(state.wanted)
+        self._steady[url] = self._steady.get(url, state.wanted) & state.wanted
         return discovery_pb2.DiscoveryRequest(
             type_url=url,
             version_info=self._versions.get(url, ""),
@@ -59,15 +67,22 @@ class SotwVariant:
         removed: frozenset[str] = frozenset()
         # A name that was never held may be one that the server had not heard of when it answered.
         if state.type.full_state:
-            removed = frozenset(state.versions.keys() - present)
+            removed = frozenset(state.versions.keys() - present - self._doubtful(state))
         for name in removed:
             del state.versions[name]
         for name in update.accepted:
             state.versions[name] = response.version_info
         if not update.errors:
             self._versions[url] = response.version_info
+        self._steady.pop(url, None)
         client.reply(self._request(state), update.error_text)
         client.report(state, update.accepted, removed)
+
+    def _doubtful(self, state: TypeState) -> set[str]:
+        """Names of which a response cannot say that they do not exist."""
+        steady = self._steady.get(state.type.url, set())
+        by_wildcard = state.versions.keys() - state.wanted if WILDCARD in steady else set()
+        return state.versions.keys() - steady - by_wildcard
 
     def _decode(self, value: Any, where: str, state: TypeState, client: AdsClient, update: Update) -> str:
         """Decode one resource, wrapped or not; returns its name."""

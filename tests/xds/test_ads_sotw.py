@@ -85,6 +85,34 @@ def test_a_cluster_that_is_missing_from_a_response_is_gone() -> None:
     assert recorder.updates == [(["a", "b"], []), (["b"], ["a"])]
 
 
+def test_what_is_missing_from_the_answer_to_an_older_request_is_not_gone() -> None:
+    """`a` comes by a change that crossed its unsubscription, is wanted again, and is missing from the answer
+    to the unsubscription. The next response has heard of it."""
+    recorder = Recorder(CLUSTER, "*", "a")
+    recorder.take()
+    recorder.ads.receive(sotw_response("n1", "v1", [cluster("a")]))
+    recorder.take()
+    recorder.ads.unsubscribe(CLUSTER, ["a"])
+    recorder.take()
+    recorder.ads.receive(sotw_response("n2", "v2", [cluster("a")]))
+    assert [summary(each)[2] for each in recorder.take()] == [[]]
+    recorder.ads.subscribe(CLUSTER, ["a"])
+    recorder.take()
+    recorder.ads.receive(sotw_response("n3", "v3", []))
+    assert recorder.updates[-1] == ([], [])
+    assert [summary(each)[2] for each in recorder.take()] == [["*", "a"]]
+    recorder.ads.receive(sotw_response("n4", "v4", []))
+    assert recorder.updates[-1] == ([], ["a"])
+
+
+def test_what_came_by_wildcard_and_is_missing_is_gone() -> None:
+    recorder = Recorder(CLUSTER, "*")
+    recorder.take()
+    recorder.ads.receive(sotw_response("n1", "v1", [cluster("a")]))
+    recorder.ads.receive(sotw_response("n2", "v2", []))
+    assert recorder.updates == [(["a"], []), ([], ["a"])]
+
+
 def test_a_refused_cluster_is_not_missing() -> None:
     recorder = Recorder(CLUSTER, "*")
     recorder.ads.receive(sotw_response("n1", "v1", [cluster("a")]))
