@@ -67,7 +67,9 @@ class SotwVariant:
         removed: frozenset[str] = frozenset()
         # A name that was never held may be one that the server had not heard of when it answered.
         if state.type.full_state:
-            removed = frozenset(state.versions.keys() - present - self._doubtful(state))
+            removed = frozenset(
+                name for name in state.versions.keys() - present if self._asked_for(name, state)
+            )
         for name in removed:
             del state.versions[name]
         for name in update.accepted:
@@ -78,11 +80,10 @@ class SotwVariant:
         client.reply(self._request(state), update.error_text)
         client.report(state, update.accepted, removed)
 
-    def _doubtful(self, state: TypeState) -> set[str]:
-        """Names of which a response cannot say that they do not exist."""
+    def _asked_for(self, name: str, state: TypeState) -> bool:
+        """In every request that the response may answer, by its name or, for want of it, by wildcard."""
         steady = self._steady.get(state.type.url, set())
-        by_wildcard = state.versions.keys() - state.wanted if WILDCARD in steady else set()
-        return state.versions.keys() - steady - by_wildcard
+        return name in steady or (name not in state.wanted and WILDCARD in steady)
 
     def _decode(self, value: Any, where: str, state: TypeState, client: AdsClient, update: Update) -> str:
         """Decode one resource, wrapped or not; returns its name."""
