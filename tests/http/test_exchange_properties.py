@@ -41,7 +41,6 @@ class Upstream:
         self.begun = False
         self.ended = False
         self.sent = 0
-        self.continued = False
 
     @property
     def live(self) -> bool:

@@ -64,7 +64,7 @@ class Line:
         self.applied: dict[str, ClusterConfig] = {}
         self.endpoints: dict[str, EndpointsConfig] = {}
         self.lost: set[str] = set()
-        """Clusters that were taken away at some time."""
+        """Clusters that were taken away, and of whose return the sidecar need not have heard."""
         self.ads = AdsClient(Node("n", "c", "", "", "", "{}"), DeltaVariant() if delta else SotwVariant())
         bootstrap = Bootstrap(ads=AdsConfig("cp"), lds_over_ads=True, cds_over_ads=True)
         self.manager = DependencyManager(
@@ -160,6 +160,7 @@ class Line:
             self.flush()
             self.push()
             if not self.up and not self.down:
+                self.lost -= self.source.by_type[CLUSTER].keys()
                 return
             self.arrive_up()
             self.arrive_down()
@@ -194,13 +195,20 @@ class Line:
 
     def moves(self, calm: bool) -> list[Callable[[], None]]:
         """What may happen next, each as often as it is likely."""
-        moves: list[Callable[[], None]] = [self.tick, self.tick, self.sleep, self.settle, self.use, self.ask]
+        moves: list[Callable[[], None]] = [
+            self.tick,
+            self.settle,
+            self.use,
+            self.use,
+            self.ask,
+            self.reconnect,
+        ]
         moves += [self.arrive_up] * 3 * bool(self.up) + [self.arrive_down] * 3 * bool(self.down)
         for name in SERVICES:
             moves.append(partial(self.route_to, name))
             if not calm:
                 moves += [partial(self.take_away, name), partial(self.serve, name)]
-        return moves if calm else [*moves, self.change_listener, self.reconnect]
+        return moves if calm else [*moves, self.change_listener, self.sleep]
 
 
 @pytest.mark.parametrize("delta", [True, False])
