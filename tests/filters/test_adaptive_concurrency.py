@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sidecar.config.resources import AdaptiveConcurrency
-from sidecar.filters.adaptive_concurrency import AdaptiveConcurrencyFilter
+from sidecar.filters.adaptive_concurrency import HEALTH_CHECKS_AT_ONCE, AdaptiveConcurrencyFilter
 from sidecar.protocol.events import ResponseHead
 from tests.support.exchange_rig import Rig, get, route
 
@@ -102,3 +102,18 @@ def test_a_request_without_a_route_tells_nothing() -> None:
     filtered.rig.clock.advance(0.5)
     stream.die()
     assert filtered.released == [(None, True)]
+
+
+def test_health_checks_beyond_what_anybody_needs_are_requests_like_others() -> None:
+    rig = Rig(route())
+    limiter = AdaptiveConcurrencyFilter(AdaptiveConcurrency())
+    rig.context = replace(rig.context, filters=(limiter,))
+    for _ in range(HEALTH_CHECKS_AT_ONCE):
+        rig.send(get((b"user-agent", b"kube-probe/1.32")))
+    assert limiter.limit.in_flight == 0
+    for _ in range(5):
+        rig.send(get((b"user-agent", b"kube-probe/1.32")))
+    assert limiter.limit.in_flight == 5
+    for upstream in rig.upstreams:
+        upstream.handler.on_response(ResponseHead(200), True)
+    assert limiter.limit.in_flight == 0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from sidecar.config.resources import AdaptiveConcurrency
 from sidecar.filters.concurrency_limit import ConcurrencyLimit
+from tests.support.queueing import Application, Simulation, fixed
 
 
 def fresh() -> ConcurrencyLimit:
@@ -23,32 +26,30 @@ def test_a_machine_that_stalls_now_and_then_is_no_overloaded_application() -> No
             limit.release(second + 0.31 + i * 0.0003, 0.0003)
 
 
-def test_too_few_samples_change_nothing() -> None:
-    config = AdaptiveConcurrency(min_samples=50)
-    limit = ConcurrencyLimit(config)
-    for i in range(49):
-        assert limit.acquire()
-        limit.release(i * 1.0, 0.001 * (i + 1))
-    assert limit.limit == config.max_limit
+@pytest.mark.parametrize(("min_samples", "lowered"), [(50, True), (10_000, False)])
+def test_too_few_samples_change_nothing(min_samples: int, lowered: bool) -> None:
+    config = AdaptiveConcurrency(min_samples=min_samples)
+    sim = Simulation(ConcurrencyLimit(config), Application(4, fixed(0.05)))
+    sim.run(40, 10)
+    sim.run(800, 20)
+    assert (sim.limit.limit < config.max_limit) is lowered
 
 
 def test_the_floor_is_always_let_through() -> None:
-    config = AdaptiveConcurrency(min_limit=4)
-    limit = ConcurrencyLimit(config)
-    now = 0.0
-    for latency in (0.001, *[1.0] * 50):
-        for _ in range(100):
-            now += 0.01
-            assert limit.acquire()
-            limit.release(now, latency)
-    assert limit.limit >= 4
-    assert all(limit.acquire() for _ in range(4))
+    """Four workers need less than the 32 that the limit may not go below."""
+    sim = Simulation(ConcurrencyLimit(AdaptiveConcurrency(min_limit=32)), Application(4, fixed(0.05)))
+    sim.run(40, 10)
+    limits = []
+    for _ in range(150):
+        sim.run(800, 0.25)
+        limits.append(sim.limit.limit)
+    assert min(limits) == 32
 
 
 def test_answers_that_say_nothing_are_not_measured() -> None:
     limit = fresh()
-    for _ in range(200):
+    for i in range(400):
         assert limit.acquire()
-        limit.release(1.0, None)
+        limit.release(i * 0.01, 0.05 if i % 2 else None)
     assert limit.in_flight == 0
-    assert limit.limit == AdaptiveConcurrency().max_limit
+    assert limit._controller.baseline.mean == pytest.approx(0.05)

@@ -64,12 +64,17 @@ def websocket(url: str) -> object:
 
 
 def load(url: str) -> object:
-    """Eight clients, half of them with a new connection for each POST, until SIGTERM. Says when they begin.
-    Counts by status and name."""
+    """Eight clients, half of them with a new connection for each POST, until SIGTERM.
+    Counts by status and name, and prints each such pair when it comes for the first time."""
     import aiohttp
 
     seen: Counter[str] = Counter()
     end = asyncio.Event()
+
+    def count(what: str) -> None:
+        if what not in seen:
+            print(what, flush=True)
+        seen[what] += 1
 
     async def one(session: aiohttp.ClientSession) -> None:
         while not end.is_set():
@@ -78,14 +83,13 @@ def load(url: str) -> object:
                     body = (
                         await response.json() if response.status == 200 else {"name": await response.text()}
                     )
-                    seen[f"{response.status} {body['name']}"] += 1
+                    count(f"{response.status} {body['name']}")
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                seen[repr(error)] += 1
+                count(repr(error))
             await asyncio.sleep(0.05)
 
     async def main() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end.set)
-        print("begun", flush=True)
         timeout = aiohttp.ClientTimeout(total=10)
         async with (
             aiohttp.ClientSession(timeout=timeout) as kept,

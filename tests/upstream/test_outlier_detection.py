@@ -135,6 +135,21 @@ def test_one_failure_of_a_probe_ejects_for_twice_as_long_up_to_the_maximum() -> 
     assert durations == [20.0, 40.0, 60.0, 60.0]
 
 
+def test_a_base_above_the_maximum_holds() -> None:
+    made, hosts = detector(3, replace(CONFIG, base_ejection_time=90.0))
+    fail(made, hosts, hosts[0], 3)
+    assert made.next_return == 90.0
+
+
+def test_a_late_failure_of_an_ejected_one_releases_nobody() -> None:
+    made, hosts = detector(4)
+    fail(made, hosts, hosts[0], 3)
+    fail(made, hosts, hosts[1], 3)
+    assert not fail(made, hosts, hosts[0], 1, now=1.0)
+    assert not made.probe_early(hosts[0], 1.0)
+    assert hosts[1].ejection is Ejection.EJECTED
+
+
 def test_a_long_history_does_not_overflow() -> None:
     made, hosts = detector(3)
     hosts[0].ejections = 5000

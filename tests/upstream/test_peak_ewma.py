@@ -70,6 +70,16 @@ def test_a_new_host_gets_one_request_to_show_what_it_can_do() -> None:
     assert expected_time(new, 100.0) == 2 * INITIAL
 
 
+def test_what_a_request_waits_for_is_the_latency_of_all_that_are_in_flight_and_its_own() -> None:
+    assert expected_time(host(10, active=3), 100.0) == pytest.approx(0.040)
+
+
+def test_a_failure_that_took_long_counts_as_long() -> None:
+    hanging = host(10)
+    observe(hanging, 5.0, True, 100.0)
+    assert hanging.latency_ewma == 5.0
+
+
 def test_failing_fast_does_not_attract_traffic() -> None:
     broken, healthy = host(1), host(20)
     observe(broken, 0.0001, True, 100.0)

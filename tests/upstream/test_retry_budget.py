@@ -54,6 +54,13 @@ def test_requests_count_for_ten_seconds() -> None:
     assert allowed(budget, 1030.0) == 1
 
 
+def test_requests_of_every_second_are_forgotten_in_turn() -> None:
+    budget = RetryBudget(20.0, 0.0)
+    for second in range(30):
+        requests(budget, 10, 1000.0 + second)
+    assert allowed(budget, 1029.5) == 20
+
+
 def test_max_retries_limits_those_in_flight_instead() -> None:
     budget = RetryBudget(0.0, 0.0, max_concurrent=3)
     assert allowed(budget, 1000.0) == 3
