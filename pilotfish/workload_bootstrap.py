@@ -30,6 +30,14 @@ _ORIGINAL_DST = {
         "@type": "type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst"
     },
 }
+_TLS_INSPECTOR = {
+    "name": "envoy.filters.listener.tls_inspector",
+    "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector"
+    },
+}
+_SILENCE = "0.02s"
+"""After that an unknown port is dialled: its server may have the first word."""
 _HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 
 
@@ -185,13 +193,15 @@ def _outbound(workload: Workload) -> dict[str, Any]:
 
 def _captured_inbound(workload: Workload) -> dict[str, Any]:
     """Where all connections to the workload arrive; those to ports that discovery knows go on to the
-    listeners that come from there."""
+    listeners that come from there. Mesh peers wait for theirs."""
     listener: dict[str, Any] = {
         "name": "inbound",
         "traffic_direction": "INBOUND",
         "address": _address("0.0.0.0", INBOUND_PORT),
         "use_original_dst": True,
-        "listener_filters": [_ORIGINAL_DST],
+        "listener_filters": [_ORIGINAL_DST, _TLS_INSPECTOR],
+        "listener_filters_timeout": _SILENCE,
+        "continue_on_listener_filters_timeout": True,
     }
     if workload.ipv6:
         listener["additional_addresses"] = [{"address": _address("::", INBOUND_PORT)}]

@@ -472,7 +472,8 @@ class ListenerConfig:
     """`use_original_dst`: a redirected connection goes to the listener of its original destination if there
     is one."""
     inspect_tls: bool = False
-    """Look at the client's first bytes before a filter chain is chosen, because the choice needs it."""
+    """Look at the client's first bytes before a filter chain is chosen: because the choice needs it, or, with
+    `hand_off`, so that mesh peers wait for a listener that has not come yet."""
     listener_filters_timeout: float = 15.0
     """Seconds for these first bytes; 0.0: no limit."""
     continue_on_timeout: bool = False

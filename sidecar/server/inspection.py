@@ -5,6 +5,9 @@ listeners pay nothing. Where the connection was redirected, its original destina
 local address, and the listener that has that address takes the connection over. Then the client's first bytes
 are looked at, if the choice of a filter chain depends on them, and stay where they are for the chain's codec
 or TLS session.
+
+A mesh peer may come before the listener for it has: discovery tells its sidecar of a Service before this one,
+or this one has just started. It waits for the listener (`listener_addresses.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from mesh_api.names import MESH_ALPN
 from sidecar.config.resources import SocketAddress
 from sidecar.net.connection import Connection
 from sidecar.net.handshakes import HANDSHAKE_TIMEOUT
@@ -31,6 +35,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LISTENER_WAIT = 5.0
+"""Seconds for which a mesh peer waits for a listener. Callers as a rule give up sooner."""
+
 
 class Inspection:
     """`ConnectionOwner` of one connection until it has a filter chain, and TLS where that wants it."""
@@ -40,11 +47,13 @@ class Inspection:
         "_chosen",
         "_conn",
         "_destination",
+        "_detect",
         "_dialled",
         "_fed",
         "_listener",
         "_parser",
         "_timer",
+        "_waits",
     )
 
     def __init__(self, listener: Listener) -> None:
@@ -58,6 +67,9 @@ class Inspection:
         self._parser = ClientHelloParser()
         self._fed = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._detect: DetectCodec | None = None
+        self._waits = False
+        """For a listener."""
 
     # --- ConnectionOwner -------------------------------------------------------------------------
 
@@ -94,11 +106,62 @@ class Inspection:
             conn.peer.local = found
 
     def _hand_off(self, destination: SocketAddress) -> None:
-        other = self._listener.find(destination)
+        other = self._listener.addresses.find(destination)
         if other is not None and other is not self._listener:
-            other.stats.connections_opened += 1
-            self._listener = other
-            self._chains = other.chains
+            self._go_to(other)
+
+    def _go_to(self, listener: Listener) -> None:
+        listener.stats.connections_opened += 1
+        self._listener = listener
+        self._chains = listener.chains
+
+    def _is_early(self) -> bool:
+        """Whether this is a mesh peer that calls a port of which discovery has not told."""
+        hello = self._parser.hello
+        return (
+            self._listener.config.hand_off
+            and self._destination is not None
+            and hello is not None
+            and MESH_ALPN in hello.alpn
+        )
+
+    def _wait_for_listener(self) -> None:
+        assert self._conn is not None
+        assert self._destination is not None
+        logger.info(
+            "listener %s: mesh peer %s waits for the listener of %s",
+            self._listener.config.name,
+            self._conn.peer.remote_text,
+            self._destination,
+        )
+        self._waits = True
+        self._stop_timer()
+        self._abandon()
+        self._listener.addresses.wait(self._destination, self._on_listener)
+        self._timer = asyncio.get_running_loop().call_later(LISTENER_WAIT, self._on_no_listener)
+
+    def _on_listener(self, listener: Listener) -> None:
+        assert self._conn is not None
+        assert self._detect is not None
+        self._waits = False
+        self._listener.inspecting.discard(self._conn)
+        listener.inspecting.add(self._conn)
+        self._go_to(listener)
+        self._detect.decide(Protocol.TLS)
+
+    def _on_no_listener(self) -> None:
+        assert self._conn is not None
+        listener = self._listener
+        listener.stats.no_filter_chain_match += 1
+        logger.warning(
+            "listener %s closes a connection from mesh peer %s to %s: no Service and no container port that "
+            "discovery knows is there",
+            listener.config.name,
+            self._conn.peer.remote_text,
+            self._destination,
+        )
+        self._leave()
+        self._conn.close("no listener for a mesh peer")
 
     # --- what it begins with ---------------------------------------------------------------------
 
@@ -108,13 +171,17 @@ class Inspection:
         if timeout:
             self._timer = loop.call_later(timeout, self._on_timeout)
         # With `on_silence` a client that ends before it has said anything keeps its connection.
-        conn.set_codec(DetectCodec(self._detected, self._closed, self._ignore_silence, self._sniff))
+        self._detect = DetectCodec(self._detected, self._closed, self._ignore_silence, self._sniff)
+        conn.set_codec(self._detect)
 
     def _sniff(self, data: bytes) -> Protocol:
         if self._dialled is not None and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, self._detected, None)
         new, self._fed = data[self._fed :], len(data)
-        return self._parser.feed(new)
+        protocol = self._parser.feed(new)
+        if not self._waits and self._is_early():
+            self._wait_for_listener()
+        return Protocol.NEED_MORE if self._waits else protocol
 
     def _ignore_silence(self) -> None:
         """The time limit is this class's own."""
@@ -146,6 +213,10 @@ class Inspection:
 
     def _detected(self, protocol: Protocol | None) -> None:
         assert self._conn is not None
+        if self._waits:  # it has ended its half instead
+            self._leave()
+            self._conn.close("a mesh peer left before there was a listener")
+            return
         self._stop_timer()
         if self._dialled is not None:
             self._dialled[1].on_output = _nothing
@@ -205,11 +276,15 @@ class Inspection:
     def _leave(self) -> None:
         self._stop_timer()
         self._abandon()
+        if self._waits:
+            self._waits = False
+            self._listener.addresses.cancel(self._on_listener)
         if self._conn is not None:
             self._listener.inspecting.discard(self._conn)
 
     def _abandon(self) -> None:
         if self._dialled is not None:
+            self._dialled[1].on_output = _nothing
             self._dialled[2].abandon()
             self._dialled = None
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 
-from sidecar.config.resources import ListenerConfig, SocketAddress
+from sidecar.config.resources import ListenerConfig
 from sidecar.net.connection import Connection
 from sidecar.net.sockets import bind_listener
 from sidecar.net.tls import TlsConfigError
 from sidecar.server.chain import Chain
 from sidecar.server.filter_chains import FilterChains
 from sidecar.server.inspection import Inspection
+from sidecar.server.listener_addresses import ListenerAddresses
 from sidecar.telemetry.metrics import ListenerStats
 
 logger = logging.getLogger(__name__)
@@ -31,13 +31,13 @@ class Listener:
         config: ListenerConfig,
         chains: FilterChains,
         stats: ListenerStats,
-        find: Callable[[SocketAddress], Listener | None],
+        addresses: ListenerAddresses,
     ) -> None:
-        """`find`: the listener that has an address."""
+        """`addresses`: of all listeners."""
         self.config = config
         self.chains = chains
         self.stats = stats
-        self.find = find
+        self.addresses = addresses
         self.inspecting: set[Connection] = set()
         """Connections that have no filter chain yet."""
         self._servers: list[asyncio.Server] = []

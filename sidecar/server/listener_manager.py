@@ -12,13 +12,14 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from sidecar.config.resources import FilterChainConfig, ListenerConfig, SocketAddress
+from sidecar.config.resources import FilterChainConfig, ListenerConfig
 from sidecar.identity.tls_contexts import TlsContexts
 from sidecar.net.tls import TlsConfigError
 from sidecar.server.chain import Chain
 from sidecar.server.connection_manager import ANNOUNCE
 from sidecar.server.filter_chains import FilterChain, FilterChains
 from sidecar.server.listener import Listener
+from sidecar.server.listener_addresses import ListenerAddresses
 from sidecar.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class ListenerManager:
         self._tls = tls
         self._metrics = metrics
         self.listeners: dict[str, Listener] = {}
-        self._by_address: dict[SocketAddress, Listener] = {}
+        self.addresses = ListenerAddresses()
         self._retired: list[FilterChains] = []
         self.draining = False
 
@@ -63,21 +64,8 @@ class ListenerManager:
                 await self._replace(old, config)
             except (OSError, ValueError, TlsConfigError) as error:
                 problems.append(f"listener {name}: {error}")
-        self._by_address = {
-            address: listener
-            for listener in self.listeners.values()
-            for address in (listener.config.address, *listener.config.additional_addresses)
-            if address is not None
-        }
+        self.addresses.update(self.listeners.values())
         return problems
-
-    def find(self, address: SocketAddress) -> Listener | None:
-        """The listener for a redirected connection's original destination: of that address, else of all."""
-        found = self._by_address.get(address)
-        if found is None:
-            wildcard = "::" if ":" in address.host else "0.0.0.0"
-            found = self._by_address.get(SocketAddress(wildcard, address.port))
-        return found
 
     async def _replace(self, old: Listener | None, config: ListenerConfig) -> None:
         """Whatever fails here leaves the old one as it is."""
@@ -87,7 +75,7 @@ class ListenerManager:
             logger.info("listener %s changed", config.name)
             return
         stats = self._metrics.listener(config.direction, config.name)
-        listener = Listener(config, chains, stats, self.find)
+        listener = Listener(config, chains, stats, self.addresses)
         await listener.bind()
         if self.draining:
             listener.stop_accepting()

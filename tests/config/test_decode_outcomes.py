@@ -330,6 +330,16 @@ def test_a_listener_that_takes_redirected_connections() -> None:
     assert (found.listener_filters_timeout, found.continue_on_timeout) == (0.1, True)
 
 
+def test_a_listener_that_hands_on_inspects_tls_only_where_the_filter_says_so() -> None:
+    kind = f"{PREFIX}envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector"
+    tree = put(small(), f"{LISTENER}.use_original_dst", True)
+    assert load(tree).listeners[0].inspect_tls is False
+    put(tree, f"{LISTENER}.listener_filters", [{"name": "tls", "typed_config": {"@type": kind}}])
+    found = load(tree)
+    assert found.listeners[0].inspect_tls is True
+    assert found.without_effect == ()
+
+
 @pytest.mark.parametrize("all_ipv6", ["::", "0::0", "0:0:0:0:0:0:0:0"])
 def test_ipv4_compat_of_all_ipv6_addresses_is_all_addresses(all_ipv6: str) -> None:
     tree = small()

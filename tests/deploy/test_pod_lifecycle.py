@@ -78,6 +78,7 @@ def test_a_captured_sidecar_takes_redirected_connections_in_both_directions() ->
     assert (outbound.original_dst, outbound.hand_off, outbound.additional_addresses) == (True, False, ())
     assert inbound.address == SocketAddress("0.0.0.0", 15006)
     assert (inbound.inbound, inbound.original_dst, inbound.hand_off) == (True, True, True)
+    assert (inbound.inspect_tls, inbound.continue_on_timeout) == (True, True)
     assert inbound.additional_addresses == ()
     application = next(c for c in understood.clusters if c.discovery is Discovery.ORIGINAL_DST)
     assert application.source_addresses == ("127.0.0.6",)

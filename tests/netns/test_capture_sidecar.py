@@ -49,7 +49,7 @@ pytestmark = [
 ipv4_and_ipv6 = pytest.mark.parametrize("version", [4, 6])
 VIRTUAL = {4: "192.0.2.1", 6: "2001:db8::1"}
 """Nobody has them; discovery knows their endpoints."""
-HTTP, REDIS, SMTP, UNKNOWN_PORT = 80, 6379, 2525, 7777
+HTTP, REDIS, SMTP, UNKNOWN_PORT, UNKNOWN_GREETING = 80, 6379, 2525, 7777, 7778
 PERMISSIVE, STRICT, OWN_TLS, OPAQUE, CLIENT_FIRST = 8080, 8081, 8443, 3307, 6380
 
 
@@ -165,7 +165,7 @@ def servers(
         stack.enter_context(serving(peer.listener(FAR[version], HTTP), http))
         for port, serve in (
             *((PERMISSIVE, http), (STRICT, http), (OWN_TLS, secure), (OPAQUE, greet)),
-            *((CLIENT_FIRST, echo), (UNKNOWN_PORT, echo)),
+            *((CLIENT_FIRST, echo), (UNKNOWN_PORT, echo), (UNKNOWN_GREETING, greet)),
         ):
             listener = pod.listener(POD[version], port)
             callers[version, port] = stack.enter_context(serving(listener, serve))
@@ -351,6 +351,13 @@ def test_a_client_that_ends_its_half_before_it_says_anything_gets_its_answer(
 def test_a_port_without_a_listener_reaches_the_application(mesh: Mesh, version: int) -> None:
     assert call(mesh.peer.socket(version), (POD[version], UNKNOWN_PORT), b"hi") == b"hi|end"
     assert set(mesh.callers[version, UNKNOWN_PORT]) == {INBOUND_SOURCE[version == 6]}
+
+
+@ipv4_and_ipv6
+def test_a_server_that_speaks_first_at_a_port_without_a_listener_is_heard(mesh: Mesh, version: int) -> None:
+    with mesh.peer.socket(version) as client:
+        client.connect((POD[version], UNKNOWN_GREETING))
+        assert client.recv(100) == b"220 ready\r\n"
 
 
 @ipv4_and_ipv6

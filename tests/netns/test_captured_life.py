@@ -111,6 +111,19 @@ def test_a_service_is_rolled_under_load_without_a_failure(mesh: CapturedMesh) ->
     assert sum(seen.values()) > 100
 
 
+def test_a_service_of_pods_that_run_already_answers_from_the_first_request(mesh: CapturedMesh) -> None:
+    """Its callers may hear of it before the pods' own sidecars do."""
+    client = mesh.pods["client"]
+    ports = range(9001, 9009)
+    pod = mesh.add_pod("late", "late", *(f"http={port}" for port in ports))
+    mesh.ready(pod)
+    for port in ports:
+        name = f"late-{port}"
+        mesh.add_service(name, pod, ports=[{"name": "http", "port": 80, "targetPort": port}])
+        answered = client.run("curl", "-s", "--noproxy", "*", "--max-time", "10", *[f"http://{name}/"] * 20)
+        assert answered.stdout.count('"name": "late"') == 20, answered.stdout
+
+
 def test_a_pod_that_drains_still_calls_and_ends_what_was_begun(mesh: CapturedMesh) -> None:
     client, pod, stays = mesh.pods["client"], mesh.pods["users-2"], mesh.pods["users-3"]
     with ThreadPoolExecutor() as background:

@@ -6,12 +6,14 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import uvloop
 
+from mesh_api.names import MESH_ALPN
 from sidecar.config.resources import (
     FilterChainConfig,
     FilterChainMatch,
@@ -23,9 +25,12 @@ from sidecar.config.resources import (
 from sidecar.identity.tls_contexts import TlsContexts
 from sidecar.net.connection import Connection
 from sidecar.protocol.raw import RawCodec
+from sidecar.runtime.tasks import spawn
+from sidecar.server import inspection
 from sidecar.server.listener_manager import ListenerManager
 from sidecar.telemetry.metrics import Metrics
 from tests.support.certs import make_ca
+from tests.support.connections import until
 
 SILENCE = 0.1
 
@@ -98,9 +103,13 @@ class Rig:
         return self.metrics.listener("outbound", "in")
 
 
-def run(directory: Path, test: Callable[[Rig], Coroutine[Any, Any, None]]) -> None:
+def run(
+    directory: Path,
+    test: Callable[[Rig], Coroutine[Any, Any, None]],
+    make: Callable[[Path], Rig] = Rig,
+) -> None:
     async def main() -> None:
-        rig = Rig(directory)
+        rig = make(directory)
         try:
             async with asyncio.timeout(10):
                 await test(rig)
@@ -265,7 +274,7 @@ def test_a_listener_without_a_port_is_found_by_its_address(tmp_path: Path) -> No
         assert await rig.manager.apply({config.name: config for config in configs}) == []
 
         def found(host: str, port: int) -> str | None:
-            listener = rig.manager.find(SocketAddress(host, port))
+            listener = rig.manager.addresses.find(SocketAddress(host, port))
             return listener.config.name if listener is not None else None
 
         assert found("10.0.0.1", 80) == "one"
@@ -275,6 +284,133 @@ def test_a_listener_without_a_port_is_found_by_its_address(tmp_path: Path) -> No
         assert found("10.0.0.1", 80) is None
 
     run(tmp_path, test)
+
+
+class Early(Rig):
+    """Listener `catch-all`, to which all connections were redirected on their way to `DESTINATION`."""
+
+    DESTINATION = SocketAddress("10.0.0.9", 80)
+
+    def __init__(self, directory: Path, patch: pytest.MonkeyPatch) -> None:
+        super().__init__(directory)
+        host, port = self.DESTINATION.host, self.DESTINATION.port
+        patch.setattr(Connection, "original_destination", lambda conn: (host, port))
+        self.catch_all = ListenerConfig(
+            "catch-all",
+            SocketAddress("127.0.0.1", 0),
+            (FilterChainConfig(TcpProxyConfig("passed", ())),),
+            original_dst=True,
+            hand_off=True,
+            inspect_tls=True,
+        )
+
+    async def listen(self, default: bool = True, continues: bool = True, **more: Any) -> tuple[str, int]:
+        assert await self.manager.apply({"catch-all": self.catch_all}) == []
+        listener = self.manager.listeners["catch-all"]
+        address: tuple[str, int] = listener._servers[0].sockets[0].getsockname()
+        return address
+
+    async def tell(self) -> None:
+        """Of the listener for the destination, which takes the mesh alone."""
+        match = FilterChainMatch(transport_protocol="tls", application_protocols=(MESH_ALPN,))
+        tls = replace(self.tls, alpn=(MESH_ALPN,))
+        chain = FilterChainConfig(TcpProxyConfig("told", ()), tls, match)
+        told = ListenerConfig("told", self.DESTINATION, (chain,), bind_to_port=False, inspect_tls=True)
+        assert await self.manager.apply({"catch-all": self.catch_all, "told": told}) == []
+
+    @property
+    def waiting(self) -> int:
+        return len(self.manager.addresses._waiting)
+
+    def assert_settled(self) -> None:
+        assert self.waiting == 0
+        assert not any(listener.inspecting for listener in self.manager.listeners.values())
+
+
+def run_early(
+    directory: Path, patch: pytest.MonkeyPatch, test: Callable[[Early], Coroutine[Any, Any, None]]
+) -> None:
+    run(directory, lambda rig: test(cast(Early, rig)), lambda directory: Early(directory, patch))
+
+
+def test_a_mesh_peer_waits_for_the_listener_of_its_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(rig: Early) -> None:
+        address = await rig.listen()
+        calls = [spawn(call_tls(address, MESH_ALPN, "h2"), "call") for _ in range(3)]
+        await until(lambda: rig.waiting == 3)
+        await rig.tell()
+        assert await asyncio.gather(*calls) == [b"told:hi."] * 3
+        assert rig.metrics.listener("outbound", "told").connections_opened == 3
+        rig.assert_settled()
+
+    run_early(tmp_path, monkeypatch, test)
+
+
+def test_other_listeners_that_come_meanwhile_are_none_of_its_business(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(rig: Early) -> None:
+        waits = spawn(call_tls(await rig.listen(), MESH_ALPN), "call")
+        await until(lambda: rig.waiting == 1)
+        other = ListenerConfig("other", SocketAddress("10.0.0.9", 81), (), bind_to_port=False)
+        assert await rig.manager.apply({"catch-all": rig.catch_all, "other": other}) == []
+        assert rig.waiting == 1
+        await rig.tell()
+        assert await waits == b"told:hi."
+
+    run_early(tmp_path, monkeypatch, test)
+
+
+@pytest.mark.parametrize("alpn", ["h2", "http/1.1"])
+def test_tls_of_others_waits_for_no_listener(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alpn: str
+) -> None:
+    async def test(rig: Early) -> None:
+        hello = _hello(alpn)
+        assert await call(await rig.listen(), hello) == b"passed:" + hello
+
+    run_early(tmp_path, monkeypatch, test)
+
+
+def test_a_mesh_peer_for_whom_no_listener_comes_is_closed_counted_and_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(inspection, "LISTENER_WAIT", 0.1)
+
+    async def test(rig: Early) -> None:
+        with pytest.raises(OSError):
+            await call_tls(await rig.listen(), MESH_ALPN)
+        assert rig.metrics.listener("outbound", "catch-all").no_filter_chain_match == 1
+        await rig.tell()
+        rig.assert_settled()
+
+    with caplog.at_level(logging.WARNING):
+        run_early(tmp_path, monkeypatch, test)
+    [message] = caplog.messages
+    assert message.endswith(" to 10.0.0.9:80: no Service and no container port that discovery knows is there")
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_a_mesh_peer_that_leaves_while_it_waits_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: bool
+) -> None:
+    async def test(rig: Early) -> None:
+        reader, writer = await asyncio.open_connection(*await rig.listen())
+        writer.write(_hello(MESH_ALPN))
+        await until(lambda: rig.waiting == 1)
+        if half:
+            writer.write_eof()
+            assert await reader.read() == b""
+        writer.close()
+        await until(lambda: rig.waiting == 0)
+        await rig.tell()
+        await until(lambda: not rig.manager.listeners["catch-all"].inspecting)
+        assert rig.metrics.listener("outbound", "told").connections_opened == 0
+        rig.assert_settled()
+
+    run_early(tmp_path, monkeypatch, test)
 
 
 def _hello(alpn: str) -> bytes:

@@ -68,8 +68,8 @@ def listener(view: View) -> ListenerConfig:
     bound, *more = listening_addresses(view.sub("address"))
     for each in view.subs("additional_addresses", _ADDITIONAL_ADDRESS):
         more += listening_addresses(each.sub("address"))
-    filters = _listener_filters(view)
     hand_off = view.flag("use_original_dst")
+    filters = _listener_filters(view, hand_off)
     chains = _filter_chains(view)
     default = _filter_chain(view.sub("default_filter_chain")) if view.has("default_filter_chain") else None
     if not (view.has("default_filter_chain") or view.message.filter_chains or hand_off):
@@ -85,7 +85,8 @@ def listener(view: View) -> ListenerConfig:
         bind_to_port=view.flag("bind_to_port", True),
         original_dst=hand_off or _ORIGINAL_DST_TYPE in filters,
         hand_off=hand_off,
-        inspect_tls=any(
+        inspect_tls=(hand_off and _TLS_INSPECTOR_TYPE in filters)
+        or any(
             chain.match.server_names or chain.match.transport_protocol or chain.match.application_protocols
             for chain in chains
         ),
@@ -119,9 +120,10 @@ def _api_listener(view: View) -> HttpConnectionManagerConfig | None:
     return http_connection_manager(config)
 
 
-def _listener_filters(view: View) -> set[str]:
+def _listener_filters(view: View, hand_off: bool) -> set[str]:
     """Types of the listener filters. Protocols are always detected and TLS is inspected where a filter chain
-    asks for it, so that the inspectors themselves say nothing new."""
+    asks for it, so that the inspectors themselves say nothing new; but where connections are handed on, TLS
+    is inspected only if the filter is there."""
     types = set()
     for each in view.subs("listener_filters", _LISTENER_FILTER):
         type_name, config = each.any("typed_config")
@@ -129,7 +131,8 @@ def _listener_filters(view: View) -> set[str]:
         if each.has("filter_disabled"):
             each.error("not supported; remove it", "filter_disabled")
         if type_name in (_TLS_INSPECTOR_TYPE, _HTTP_INSPECTOR_TYPE):
-            each.without_effect()
+            if not hand_off or type_name == _HTTP_INSPECTOR_TYPE:
+                each.without_effect()
             if type_name == _TLS_INSPECTOR_TYPE and config is not None:
                 config.check(_TLS_INSPECTOR)
         elif type_name != _ORIGINAL_DST_TYPE:
