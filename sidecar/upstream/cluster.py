@@ -17,13 +17,14 @@ from sidecar.config.resources import (
     Discovery,
     EndpointConfig,
     EndpointsConfig,
+    Health,
     LbPolicy,
     SocketAddress,
 )
 from sidecar.upstream.context import ConnectionLimits, UpstreamContext
 from sidecar.upstream.dns import DnsRefresher, is_name, with_addresses
 from sidecar.upstream.endpoint import Endpoint, EndpointIdentity, identity
-from sidecar.upstream.host import Ejection, Rank
+from sidecar.upstream.host import Ejection
 from sidecar.upstream.load_balancer import LeastRequest, LoadBalancer, RoundRobin
 from sidecar.upstream.locality import Locality, LocalityBalancer
 from sidecar.upstream.original_dst import OriginalDestinations
@@ -172,7 +173,7 @@ class Cluster:
             endpoint
             for endpoint in self.endpoints
             if endpoint.ejection is Ejection.PROBING
-            and endpoint.rank is Rank.EJECTED
+            and endpoint.health is Health.HEALTHY
             and endpoint.priority <= serving
         ]
         if self._return_timer is not None:

@@ -156,6 +156,27 @@ def test_body_bytes_wait_for_the_transport() -> None:
     assert client.codec.take_output() == b"2\r\nhi\r\n0\r\n\r\n"
 
 
+def test_each_pause_reports_what_waited_in_it() -> None:
+    client = Client()
+    stream, log = client.request(POST, False)
+    for _ in range(2):
+        client.codec.pause_output()
+        assert stream.send_data(b"abc", False) == 0
+        client.codec.resume_output()
+    assert log.events == [("sent", 3), ("sent", 3)]
+
+
+def test_trailers_behind_a_body_that_is_too_short_cut_the_connection() -> None:
+    client = Client()
+    stream, log = client.request(
+        RequestHead(b"POST", b"http", b"a", b"/", ((b"content-length", b"5"),)), False
+    )
+    stream.send_data(b"hi", False)
+    stream.send_trailers(((b"x-a", b"b"),))
+    assert log.events == [("reset", "body shorter than its content-length", True, False)]
+    assert client.codec.abort
+
+
 # --- responses
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.support import h2_frames as f
 from tests.support.h2_differential import compare
-from tests.support.h2_generators import frames, mutated, sections, sequences
+from tests.support.h2_generators import conversations, frames, mutated, sections, sequences
 
 FOUND = (Path(__file__).parent / "data" / "h2_found.txt").read_text().splitlines()
 KEPT = [line.split(maxsplit=3) for line in FOUND if not line.startswith("#")]
@@ -32,6 +32,21 @@ def test_what_was_found_is_judged_as_ever(case: list[str]) -> None:
 @given(st.data())
 def test_same_verdict_and_messages_on_frame_sequences(client: bool, data: st.DataObject) -> None:
     compare(b"".join(data.draw(sequences(client))), client)
+
+
+@SIDES
+def test_same_messages_on_conversations(client: bool) -> None:
+    sent = taken = 0
+
+    @settings(max_examples=250)
+    @given(conversations(client))
+    def run(frames: list[bytes]) -> None:
+        nonlocal sent, taken
+        sent += len(frames)
+        taken += len(frames) if compare(b"".join(frames), client) else 0
+
+    run()
+    assert taken > sent / 4  # most of what is sent is to be allowed
 
 
 @SIDES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.protocol.events import BULK, ErrorCode, ResponseHead
+from sidecar.protocol.events import BULK, ErrorCode, RequestHead, ResponseHead
 from tests.support import h2_frames as f
 from tests.support.h2_frames import (
     Connection,
@@ -53,6 +53,30 @@ def test_data_waits_for_the_connections_window() -> None:
     assert second.stream.send_data(b"y" * 1000, True) == 535
     connection.take()
     assert sizes(connection.say(f.window_update(0, 100000))) == [(3, 465)]
+
+
+def test_small_pieces_use_up_the_connections_window() -> None:
+    connection = server(peer_settings={4: 2**20})
+    (recorder,) = responding(connection, 1)
+    assert [recorder.stream.send_data(bytes(16000), False) for _ in range(5)] == [*[16000] * 4, 1535]
+
+
+def test_a_stream_has_the_window_that_the_peer_allows_when_it_gets_its_id() -> None:
+    connection = client()
+    recorder = Recorder()
+    stream = recorder.stream = connection.codec.open_stream(recorder)
+    connection.say(f.settings({4: 10}))
+    stream.send_request(RequestHead(b"POST", b"http", b"a", b"/"), False)
+    assert stream.send_data(bytes(25), True) == 10
+
+
+def test_an_ended_message_needs_no_more_credit() -> None:
+    connection = server(hold=True)
+    connection.say(f.headers(1, f.POST) + f.data(1, bytes(16384)) * 2)
+    stream = connection.requests[0].stream
+    assert connection.say(f.data(1, bytes(16384), True)) == []
+    stream.consume(3 * 16384)
+    assert connection.take() == []
 
 
 def test_large_output_is_taken_in_parts_and_in_order() -> None:

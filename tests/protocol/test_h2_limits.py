@@ -109,6 +109,33 @@ def test_too_large_response_is_told_to_the_handler(trailers: bool) -> None:
     assert recorder.reset.reason == f"{what} exceed 1000 bytes or 100 fields"
 
 
+@pytest.mark.parametrize("trailers", [False, True])
+@pytest.mark.parametrize(("count", "taken"), [(10, True), (11, False), (14, False), (40, False)])
+def test_fields_of_responses_and_trailers_are_counted(trailers: bool, count: int, taken: bool) -> None:
+    connection = client(max_header_count=10)
+    recorder = connection.request()
+    connection.take()
+    fields = [(b"x-a", b"%d" % i) for i in range(count)]
+    if trailers:
+        connection.say(f.headers(1, f.OK))
+    octets = f.headers(1, fields if trailers else [*f.OK, *fields], True)
+    if taken:
+        assert connection.say(octets) == []
+        assert recorder.ended
+    else:
+        assert stream_error(connection, octets) == CALM
+        assert recorder.reset is not None
+
+
+def test_pieces_of_a_header_block_are_counted_by_the_block() -> None:
+    connection = server()
+    for stream_id in range(1, 801, 2):
+        block = f.block(f.GET)
+        octets = f.frame(f.HEADERS, f.END_STREAM, stream_id, block[:9])
+        assert connection.say(octets + f.frame(f.CONTINUATION, f.END_HEADERS, stream_id, block[9:])) == []
+    assert len(connection.requests) == 400
+
+
 def test_header_bomb_ends_the_connection() -> None:
     connection = server()
     connection.say(f.frame(f.HEADERS, 5, 1, f.block(f.GET) + b"\x40\x01a\x7f\xa1\x1e" + b"v" * 4000))
@@ -204,6 +231,24 @@ def test_pings_that_come_one_by_one_are_no_flood() -> None:
     connection = server()
     for _ in range(5000):
         assert len(connection.say(f.ping())) == 1
+
+
+def test_responses_work_off_what_comes_between_requests() -> None:
+    connection = server()
+    for stream_id in range(1, 4001, 2):
+        connection.say(f.ping() * 5 + f.headers(stream_id, f.GET, True))
+        connection.requests[-1].stream.send_response(ResponseHead(200), True)
+    assert not connection.codec.should_close
+
+
+def test_frames_on_a_stream_that_was_reset_long_ago_are_no_error() -> None:
+    connection = server()
+    for stream_id in range(1, 4001, 2):
+        connection.say(f.headers(stream_id, f.POST))
+        connection.requests[-1].stream.reset(ErrorCode.CANCEL)
+    connection.take()
+    assert connection.say(f.data(1, b"late")) == []
+    assert not connection.codec.should_close
 
 
 def test_window_updates_that_answer_data_are_no_flood() -> None:
@@ -308,6 +353,18 @@ def test_answers_that_are_never_read_end_the_connection() -> None:
         connection.requests[-1].stream.send_response(ResponseHead(200, (field,)), True)
         stream_id += 2
     assert 150 < stream_id < 300
+
+
+def test_a_reader_that_pauses_now_and_then_reads_its_answers() -> None:
+    connection = server()
+    field = (b"x", b"v" * 10000)
+    for stream_id in range(1, 601, 2):
+        connection.codec.pause_output()
+        connection.say(f.headers(stream_id, f.GET, True))
+        connection.requests[-1].stream.send_response(ResponseHead(200, (field,)), True)
+        connection.codec.resume_output()
+        connection.take()
+    assert not connection.codec.should_close
 
 
 def test_kept_bytes_never_exceed_what_the_window_let_in() -> None:

@@ -410,6 +410,29 @@ def test_a_new_table_entry_changes_what_the_octets_around_a_path_mean() -> None:
     ]
 
 
+def test_what_a_table_entry_was_is_forgotten_when_another_takes_its_index() -> None:
+    """Neither around paths, nor at the beginning of a block, nor in whole blocks."""
+    decoder = HpackDecoder(65536, 100, open_paths=True)
+    for value in range(4):
+        decoder.decode(b"\x40\x01a\x01%d" % value)
+        new = (b"a", b"%d" % value)
+        for number in range(4):
+            assert complete(decoder, b"\x82\x86\x04\x03/%d%d\xbe" % (value, number))[-1] == new
+        for number in range(4):
+            assert complete(decoder, b"\x82\x86\x84\xbe\x00\x01x\x01%d" % number)[3] == new
+            assert complete(decoder, b"\x82\x86\x84\xbe")[3] == new
+
+
+def test_an_open_path_counts_toward_the_limit_beside_fields_that_never_repeat() -> None:
+    decoder = HpackDecoder(300, 100, open_paths=True)
+    for number in range(4):
+        decoder.decode(b"\x82\x86\x04\x02/%d\x90" % number)
+    field = b"\x00\x01x\x3c" + b"v" * 60
+    assert not decoder.decode(b"\x82\x86\x04\x3c" + b"/" * 60 + b"\x90").too_large
+    assert not decoder.decode(b"\x82\x86\x04\x01/\x90" + field).too_large
+    assert decoder.decode(b"\x82\x86\x04\x3c" + b"?" * 60 + b"\x90" + field).too_large
+
+
 def test_limits_hold_for_blocks_with_an_open_path() -> None:
     decoder = open_decoder()
     for number in range(3):

@@ -23,6 +23,7 @@ from sidecar.net.sockets import bind_listener
 from sidecar.net.tls import TlsConfigError
 from sidecar.protocol.raw import RawCodec
 from sidecar.runtime.tasks import spawn
+from sidecar.server import listener_manager
 from sidecar.server.listener_manager import ListenerManager
 from sidecar.telemetry.metrics import Metrics
 
@@ -211,6 +212,24 @@ def test_draining_announces_waits_for_what_is_in_flight_and_cuts_the_rest() -> N
         assert await setup.manager.drain(0.1, ENDED) == 3
         assert (inbound.drains, outbound.drains) == ([False, True], [False, True])
         assert (inbound.aborted, outbound.aborted) == (1, 1)
+
+    run(test)
+
+
+def test_ports_stay_open_while_the_end_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who connects meanwhile has not heard of it yet."""
+    monkeypatch.setattr(listener_manager, "ANNOUNCE", 60.0)
+
+    async def test(setup: Setup) -> None:
+        await setup.apply(listener("in", name="in", inbound=True))
+        [chain] = setup.chains
+        chain.active = 1
+        draining = spawn(setup.manager.drain(60.0, ENDED), "drain")
+        while not chain.drains:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert await ask(setup.port("in")) == b"in"
+        assert chain.drains == [False]
+        draining.cancel()
 
     run(test)
 

@@ -73,9 +73,38 @@ def sequences(client: bool, least: int = 0, most: int = 10) -> st.SearchStrategy
 
 
 @st.composite
+def conversations(draw: st.DrawFn, client: bool) -> list[bytes]:
+    """Messages side by side, most of what comes being allowed: heads, bodies in pieces, trailers and ends;
+    now and then a frame of any kind."""
+    fresh, opened, octets = [1, 3, 5], list[int](), list[bytes]()
+    for kind in draw(st.lists(st.sampled_from(KINDS), min_size=6, max_size=20)):
+        if kind == "head" and fresh:
+            opened.append(fresh.pop(0))
+            octets.append(f.headers(opened[-1], f.OK if client else f.POST))
+        elif kind == "any":
+            octets.append(draw(frames(client)))
+        elif opened and kind != "head":
+            stream = draw(st.sampled_from(opened))
+            body = b"x" * draw(st.integers(0, 6))
+            end = kind in ("trailers", "end")
+            if kind == "trailers":
+                octets.append(f.headers(stream, [(b"x-t", b"1")], True))
+            elif kind == "padded":
+                octets.append(f.padded(stream, body, draw(st.integers(0, 6)), end))
+            else:
+                octets.append(f.data(stream, body, end))
+            if end:
+                opened.remove(stream)
+    return octets
+
+
+KINDS = ["head", "head", "data", "data", "data", "padded", "padded", "trailers", "end", "any"]
+
+
+@st.composite
 def mutated(draw: st.DrawFn, client: bool) -> bytes:
     """A sequence with one frame changed: an octet of its header or payload, or the payload's length."""
-    sequence = draw(sequences(client, 1, 6))
+    sequence = draw(st.one_of(sequences(client, 1, 6), conversations(client).filter(bool)))
     which = draw(st.integers(0, len(sequence) - 1))
     octets = bytearray(sequence[which])
     how = draw(st.sampled_from(["header", "payload", "payload", "shorter", "longer"]))

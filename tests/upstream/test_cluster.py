@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from sidecar.config.resources import (
     CircuitBreakers,
     ClusterConfig,
@@ -20,6 +22,7 @@ from sidecar.config.resources import (
 )
 from sidecar.upstream.cluster import Cluster
 from sidecar.upstream.endpoint import Endpoint
+from sidecar.upstream.host import Ejection
 from tests.support.fake_upstream import FakeNetwork, Waiter, make_context, scenario, settle
 from tests.support.virtual_clock import VirtualClock
 
@@ -170,6 +173,20 @@ def test_an_endpoint_of_a_priority_that_does_not_serve_is_not_probed() -> None:
     rig.eject(spare)
     rig.clock.advance(10.0)
     assert rig.picks() == {first, second}
+
+
+@pytest.mark.parametrize("health", [Health.DRAINING, Health.UNHEALTHY])
+def test_an_endpoint_that_is_on_its_way_out_is_not_probed(health: Health) -> None:
+    rig = Rig(config())
+    leaving, *others = rig.cluster.endpoints
+    rig.eject(leaving)
+    members = (member(0, health=health), member(1), member(2))
+    rig.cluster.set_endpoints(assignment(*members))
+    rig.clock.advance(10.0)
+    assert leaving.ejection is Ejection.PROBING
+    assert rig.picks() == set(others)
+    rig.cluster.set_endpoints(assignment(member(0), member(1), member(2)))
+    assert rig.cluster.pick(()) is leaving
 
 
 def test_a_failed_first_priority_is_probed_while_the_second_serves() -> None:
