@@ -297,9 +297,11 @@ def test_a_route_for_one_port_leaves_the_others_alone() -> None:
         assert (first_cluster(found[USERS]), first_cluster(found[admin])) == (USERS, ORDERS)
 
 
+@pytest.mark.parametrize("first", [BASE[0], service("users", clusterIP="10.0.0.9", clusterIPs=["10.0.0.9"])])
 def test_a_resource_that_cannot_be_translated_is_a_problem_and_its_last_version_stays(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, first: dict[str, Any]
 ) -> None:
+    """`first`: the Service itself, the same as before or changed."""
     control = Control()
     good = control.bodies(CLUSTER, USERS, ORDERS)
     fine = module.service_cluster
@@ -311,7 +313,7 @@ def test_a_resource_that_cannot_be_translated_is_a_problem_and_its_last_version_
 
     monkeypatch.setattr(module, "service_cluster", faulty)
     other = endpoint_slice("users-a", "127.0.1.1", runs_as="other")
-    control.serve(*BASE[:2], other, *BASE[3:])
+    control.serve(first, BASE[1], other, *BASE[3:])
     for _ in range(2):
         assert control.bodies(CLUSTER, USERS, ORDERS) == good
     assert [str(problem) for problem in control.pipeline.problems] == [
