@@ -125,9 +125,14 @@ class Inspection:
             and MESH_ALPN in hello.alpn
         )
 
-    def _wait_for_listener(self) -> None:
+    def _find_or_wait(self) -> None:
+        """Its listener may have come since the connection was accepted."""
         assert self._conn is not None
         assert self._destination is not None
+        found = self._listener.addresses.find(self._destination)
+        if found is not None:
+            self._move_to(found)
+            return
         logger.info(
             "listener %s: mesh peer %s waits for the listener of %s",
             self._listener.config.name,
@@ -141,13 +146,16 @@ class Inspection:
         self._timer = asyncio.get_running_loop().call_later(LISTENER_WAIT, self._on_no_listener)
 
     def _on_listener(self, listener: Listener) -> None:
-        assert self._conn is not None
         assert self._detect is not None
         self._waits = False
+        self._move_to(listener)
+        self._detect.decide(Protocol.TLS)
+
+    def _move_to(self, listener: Listener) -> None:
+        assert self._conn is not None
         self._listener.inspecting.discard(self._conn)
         listener.inspecting.add(self._conn)
         self._go_to(listener)
-        self._detect.decide(Protocol.TLS)
 
     def _on_no_listener(self) -> None:
         assert self._conn is not None
@@ -180,7 +188,7 @@ class Inspection:
         new, self._fed = data[self._fed :], len(data)
         protocol = self._parser.feed(new)
         if not self._waits and self._is_early():
-            self._wait_for_listener()
+            self._find_or_wait()
         return Protocol.NEED_MORE if self._waits else protocol
 
     def _ignore_silence(self) -> None:

@@ -348,6 +348,23 @@ def test_a_mesh_peer_waits_for_the_listener_of_its_port(
     run_early(tmp_path, monkeypatch, test)
 
 
+def test_a_listener_that_has_come_before_the_hello_takes_a_mesh_peer_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(rig: Early) -> None:
+        reader, writer = await asyncio.open_connection(*await rig.listen())
+        await until(lambda: rig.manager.listeners["catch-all"].inspecting)
+        await rig.tell()
+        writer.write(_hello(MESH_ALPN))
+        answer = await reader.read(6)
+        assert (answer[0], answer[5]) == (22, 2)  # a ServerHello
+        assert rig.waiting == 0
+        assert not rig.manager.listeners["catch-all"].inspecting
+        writer.close()
+
+    run_early(tmp_path, monkeypatch, test)
+
+
 def test_other_listeners_that_come_meanwhile_are_none_of_its_business(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
